@@ -1,0 +1,1 @@
+//! Networks written once as graphs, their checkpoints, tokenisers and chat templates.

@@ -1,0 +1,1 @@
+//! Warpers and distributions.

@@ -1,0 +1,1 @@
+//! Experiments as typed, resumable steps: progress, result files, tables, plots, reports, setup.

@@ -1,0 +1,1 @@
+//! ONNX Runtime sessions behind the model traits: caches, trees, devices, taps.

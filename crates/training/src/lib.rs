@@ -1,0 +1,1 @@
+//! Graphs evaluated with gradients: the second reader of every network.
