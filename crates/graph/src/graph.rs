@@ -76,9 +76,9 @@ pub enum Mark {
 /// A network as data. Nodes are in topological order by construction.
 ///
 /// ```
-/// use pilotfish_graph::{DType, Graph, Tensor};
+/// use pilotfish_graph::{DType, Dim, Graph, Tensor};
 /// let mut graph = Graph::new("two by three");
-/// let x = graph.input("x", ["T", "d"].map(|s| if s == "d" { 3.into() } else { s.into() }), DType::F32)?;
+/// let x = graph.input("x", vec![Dim::symbol("T"), 3.into()], DType::F32)?;
 /// let w = graph.param("w", Tensor::new([2, 3], vec![1.0, 0.0, 0.0, 0.0, 1.0, 1.0])?)?;
 /// let y = graph.linear(x, w, None)?;
 /// graph.output("y", y)?;

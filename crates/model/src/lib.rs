@@ -40,7 +40,8 @@ pub use logits::{LogitForm, LogitValues, Logits};
 pub use random::{StreamRng, Streams};
 pub use step::{Input, Parents, RowSet, Step, StepOutput, Tap, TapRows};
 pub use traits::{
-    CausalModel, EncoderDecoder, MaskedBatch, MaskedModel, MaskedOutput, Pooling, SequenceEncoder, Source, Steps,
+    CausalModel, EncoderDecoder, MaskedBatch, MaskedModel, MaskedOutput, Pooling, SequenceEncoder, Source,
+    Steps,
 };
 pub use tree::TokenTree;
 

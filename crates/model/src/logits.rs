@@ -191,9 +191,8 @@ fn top_k(logits: &[f32], k: usize, row: usize) -> Result<Vec<Token>> {
     for &value in logits {
         checked(value, row)?;
     }
-    let order = |a: &Token, b: &Token| {
-        logits[*b as usize].total_cmp(&logits[*a as usize]).then_with(|| a.cmp(b))
-    };
+    let order =
+        |a: &Token, b: &Token| logits[*b as usize].total_cmp(&logits[*a as usize]).then_with(|| a.cmp(b));
     let mut ids: Vec<Token> = (0..logits.len() as Token).collect();
     if k < ids.len() {
         ids.select_nth_unstable_by(k - 1, order);

@@ -85,7 +85,13 @@ pub struct Step<'a> {
 impl<'a> Step<'a> {
     /// A chain of tokens with full logits for the last one.
     pub fn chain(ids: &'a [Token]) -> Self {
-        Self { input: Input::Ids(ids), parents: Parents::Chain, logits: RowSet::Last, form: LogitForm::Full, taps: &[] }
+        Self {
+            input: Input::Ids(ids),
+            parents: Parents::Chain,
+            logits: RowSet::Last,
+            form: LogitForm::Full,
+            taps: &[],
+        }
     }
 
     /// Tokens with parents, with full logits for each.
@@ -144,11 +150,19 @@ impl<'a> Step<'a> {
             Input::Vectors { values, width } => {
                 info.require(crate::Capability::Embeddings)?;
                 if width != info.width {
-                    return Err(ModelError::Length { what: "width of input vectors", got: width, want: info.width });
+                    return Err(ModelError::Length {
+                        what: "width of input vectors",
+                        got: width,
+                        want: info.width,
+                    });
                 }
                 if width == 0 || values.len() % width != 0 {
                     let want = rows * width;
-                    return Err(ModelError::Length { what: "numbers in input vectors", got: values.len(), want });
+                    return Err(ModelError::Length {
+                        what: "numbers in input vectors",
+                        got: values.len(),
+                        want,
+                    });
                 }
                 if let Some(at) = values.iter().position(|x| !x.is_finite()) {
                     return Err(ModelError::NotFinite { what: "input vectors", row: at / width });

@@ -1,6 +1,8 @@
 use std::ops::Range;
 
-use crate::{Capability, LogitForm, Logits, ModelError, ModelInfo, Result, Step, StepOutput, Tap, TapRows, Token};
+use crate::{
+    Capability, LogitForm, Logits, ModelError, ModelInfo, Result, Step, StepOutput, Tap, TapRows, Token,
+};
 
 /// Something with a cache of rows that steps can be appended to: a whole model, or a range of its layers.
 pub trait Steps: Send {

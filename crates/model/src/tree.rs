@@ -44,7 +44,11 @@ impl TokenTree {
     /// A parent that does not exist.
     pub fn push(&mut self, parent: usize, token: Token) -> Result<usize> {
         let Some(&depth) = self.depths.get(parent) else {
-            return Err(ModelError::NoSuchRow { what: "parent of a tree node", row: parent, len: self.len() });
+            return Err(ModelError::NoSuchRow {
+                what: "parent of a tree node",
+                row: parent,
+                len: self.len(),
+            });
         };
         self.tokens.push(token);
         self.parents.push(parent);
