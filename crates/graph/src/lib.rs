@@ -11,6 +11,7 @@
 //! lower it to something faster, and tests hold the two equal.
 #![deny(unsafe_op_in_unsafe_fn)]
 
+mod atomic;
 mod build;
 mod dim;
 mod error;
@@ -19,7 +20,9 @@ mod infer;
 mod op;
 pub mod passes;
 mod print;
+pub mod quantize;
 mod tensor;
+pub mod weights;
 
 pub use build::AttentionConfig;
 pub use dim::{Dim, Shape};
