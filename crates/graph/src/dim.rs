@@ -27,6 +27,11 @@ impl Dim {
         self.terms.iter().map(|(symbol, _)| symbol.as_ref())
     }
 
+    /// The constant, and symbols with their factors.
+    pub(crate) fn parts(&self) -> (usize, &[(Arc<str>, usize)]) {
+        (self.constant, &self.terms)
+    }
+
     /// The number when symbols have these values; `None` if one is missing or the number overflows.
     pub fn evaluate(&self, symbols: &BTreeMap<String, usize>) -> Option<usize> {
         self.terms.iter().try_fold(self.constant, |sum, (symbol, factor)| {

@@ -17,6 +17,7 @@ mod dim;
 mod error;
 mod graph;
 mod infer;
+pub mod onnx;
 mod op;
 pub mod passes;
 mod print;

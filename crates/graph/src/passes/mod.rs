@@ -4,6 +4,7 @@
 mod expand;
 mod linear;
 
+pub(crate) use expand::expand_node;
 pub use expand::{expand, rotary_frequencies};
 pub use linear::{fold_norms, merge_linears, store};
 

@@ -1,0 +1,409 @@
+//! Text to tokens and back.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use pilotfish_graph::weights::gguf::{Gguf, Metadata};
+use serde_json::Value as Json;
+use tokenizers::decoders::byte_fallback::ByteFallback;
+use tokenizers::decoders::fuse::Fuse;
+use tokenizers::decoders::sequence::Sequence as Decoders;
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::replace::Replace;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper, Tokenizer as Inner};
+
+use crate::{ArchitectureError, Result};
+
+/// The largest `tokenizer.json` that is read.
+const LARGEST_FILE: u64 = 64 << 20;
+/// Text longer than this is encoded in pieces cut at white space: merging is quadratic in the worst case.
+const PIECE: usize = 1 << 20;
+/// A run without white space longer than this is refused for the same reason.
+const LONGEST_WORD: usize = 1 << 22;
+
+/// A tokeniser.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: Inner,
+    bytes: HashMap<char, u8>,
+    byte_level: bool,
+}
+
+fn refuse(why: impl std::fmt::Display) -> ArchitectureError {
+    ArchitectureError::Tokenizer(why.to_string())
+}
+
+/// Some malformed tokenisers make the library panic instead of returning an error.
+fn guarded<T>(what: &str, run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(result) => result.map_err(|error| refuse(format!("{what}: {error}"))),
+        Err(_) => Err(refuse(format!("{what}: the tokeniser is malformed"))),
+    }
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`.
+    ///
+    /// # Errors
+    /// A file that is too large or is not a tokeniser; merges of tokens that do not exist; two tokens with one
+    /// id; truncation or padding that can never work.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let meta =
+            std::fs::metadata(path).map_err(|error| ArchitectureError::malformed(path, error.to_string()))?;
+        if !meta.is_file() || meta.len() > LARGEST_FILE {
+            return Err(ArchitectureError::malformed(path, "not a regular file of at most 64 MB"));
+        }
+        let bytes =
+            std::fs::read(path).map_err(|error| ArchitectureError::malformed(path, error.to_string()))?;
+        Self::from_bytes(&bytes).map_err(|error| ArchitectureError::malformed(path, error.to_string()))
+    }
+
+    /// Reads the contents of a `tokenizer.json`.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let json: Json = serde_json::from_slice(bytes).map_err(refuse)?;
+        validate(&json)?;
+        let mut inner = guarded("reading", || Inner::from_bytes(bytes))?;
+        // Padding and truncation belong to batches, not to texts.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(refuse)?;
+        Ok(Self::wrap(inner))
+    }
+
+    /// Rebuilds a tokeniser from GGUF metadata: byte-level BPE with merges (`gpt2`), or BPE by scores with byte
+    /// fall-back (`llama`, as SentencePiece does it).
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        let texts: Vec<&str> = gguf
+            .list("tokenizer.ggml.tokens")?
+            .iter()
+            .map(|token| match token {
+                Metadata::Text(text) => Ok(text.as_str()),
+                _ => Err(refuse("a token is not a text")),
+            })
+            .collect::<Result<_>>()?;
+        let kinds: Vec<i128> = match gguf.list("tokenizer.ggml.token_type") {
+            Ok(kinds) => {
+                kinds.iter().map(|kind| if let Metadata::Int(kind) = kind { *kind } else { 1 }).collect()
+            }
+            Err(_) => vec![1; texts.len()],
+        };
+        if kinds.len() != texts.len() {
+            return Err(refuse("token_type and tokens differ in length"));
+        }
+        let mut inner = match gguf.text("tokenizer.ggml.model")? {
+            "gpt2" => byte_level(gguf, &texts)?,
+            "llama" => sentence_piece(gguf, &texts)?,
+            other => {
+                return Err(refuse(format!("tokeniser model {other:?} is not supported (gpt2, llama are)")));
+            }
+        };
+        // 3: control, 4: user-defined.
+        let special = |kind: i128| -> Vec<AddedToken> {
+            let chosen = texts.iter().zip(&kinds).filter(|(_, other)| **other == kind);
+            chosen.map(|(text, _)| AddedToken::from(text.to_string(), kind == 3).normalized(false)).collect()
+        };
+        guarded("special tokens", || Ok(inner.add_special_tokens(special(3))))?;
+        guarded("added tokens", || Ok(inner.add_tokens(special(4))))?;
+        Ok(Self::wrap(inner))
+    }
+
+    fn wrap(inner: Inner) -> Self {
+        let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        Self { inner, bytes: byte_characters(), byte_level }
+    }
+
+    /// Number of ids: one more than the largest.
+    pub fn vocab(&self) -> usize {
+        self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+    }
+
+    /// The id of a token's text.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Tokens of a text. With `special`, the template's own tokens are added around it (`[CLS]` and `[SEP]` in
+    /// BERT); tokens named in the text, such as `<|im_start|>`, are always recognised.
+    ///
+    /// # Errors
+    /// A run of more than 4 MB without white space; a tokeniser that has no tokens for some byte.
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encode =
+            |text: &str| guarded("encoding", || Ok(self.inner.encode(text, special)?.get_ids().to_vec()));
+        if text.len() <= PIECE {
+            return encode(text);
+        }
+        if special {
+            return Err(refuse(format!("a text of {} bytes is too long for one sequence", text.len())));
+        }
+        let mut ids = Vec::new();
+        let mut rest = text;
+        while !rest.is_empty() {
+            ids.extend(encode(take_piece(&mut rest)?)?);
+        }
+        Ok(ids)
+    }
+
+    /// The text of tokens; with `skip_special`, control tokens are left out. Bytes that are no UTF-8 become
+    /// replacement characters.
+    ///
+    /// # Errors
+    /// An id without a token.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        if let Some(id) = ids.iter().find(|&&id| self.inner.id_to_token(id).is_none()) {
+            return Err(refuse(format!("no token has the id {id}")));
+        }
+        guarded("decoding", || self.inner.decode(ids, skip_special))
+    }
+
+    /// The bytes a token stands for within a text; `None` for an id without a token.
+    pub fn bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let token = self.inner.id_to_token(id)?;
+        if self.inner.get_added_tokens_decoder().contains_key(&id) {
+            return Some(token.into_bytes());
+        }
+        if self.byte_level {
+            return token.chars().map(|c| self.bytes.get(&c).copied()).collect();
+        }
+        if let Some(byte) =
+            token.strip_prefix("<0x").and_then(|hex| u8::from_str_radix(hex.strip_suffix('>')?, 16).ok())
+        {
+            return Some(vec![byte]);
+        }
+        Some(token.replace('\u{2581}', " ").into_bytes())
+    }
+
+    /// A decoder that gives text out as tokens come in.
+    pub fn stream(&self) -> StreamDecoder<'_> {
+        StreamDecoder { tokenizer: self, pending: Vec::new() }
+    }
+}
+
+/// Decodes token by token and never gives out half a character.
+#[derive(Clone, Debug)]
+pub struct StreamDecoder<'a> {
+    tokenizer: &'a Tokenizer,
+    pending: Vec<u8>,
+}
+
+impl StreamDecoder<'_> {
+    /// The text that this token completes; empty while a character is incomplete.
+    pub fn push(&mut self, id: u32) -> String {
+        self.pending.extend(self.tokenizer.bytes(id).unwrap_or_default());
+        let whole = match std::str::from_utf8(&self.pending) {
+            Ok(_) => self.pending.len(),
+            // Bytes that can never become a character are given out as replacements.
+            Err(error) => error.error_len().map_or(error.valid_up_to(), |_| self.pending.len()),
+        };
+        let out = String::from_utf8_lossy(&self.pending[..whole]).into_owned();
+        self.pending.drain(..whole);
+        out
+    }
+
+    /// What is left at the end.
+    pub fn finish(self) -> String {
+        String::from_utf8_lossy(&self.pending).into_owned()
+    }
+}
+
+fn take_piece<'t>(rest: &mut &'t str) -> Result<&'t str> {
+    let text: &'t str = rest;
+    if text.len() <= PIECE {
+        *rest = "";
+        return Ok(text);
+    }
+    // A cut before white space that follows a word: such a place always separates tokens.
+    let cut = text.char_indices().zip(text.chars().skip(1)).find_map(|((at, c), next)| {
+        let end = at + c.len_utf8();
+        (end >= PIECE && !c.is_whitespace() && next.is_whitespace()).then_some(end)
+    });
+    let cut = cut.unwrap_or(text.len());
+    if cut > LONGEST_WORD + PIECE {
+        return Err(refuse("a run of more than 4 MB without white space"));
+    }
+    let (piece, after) = text.split_at(cut);
+    *rest = after;
+    Ok(piece)
+}
+
+/// Checks what the library would panic on, or would silently get wrong.
+fn validate(json: &Json) -> Result<()> {
+    if let Some(Json::Object(truncation)) = json.get("truncation") {
+        let number = |key: &str| truncation.get(key).and_then(Json::as_u64).unwrap_or(0);
+        if number("stride") >= number("max_length").max(1) {
+            return Err(refuse("truncation: stride must be below max_length"));
+        }
+    }
+    if json.pointer("/pre_tokenizer").is_some_and(has_zero_length) {
+        return Err(refuse("a FixedLength pre-tokeniser of length 0"));
+    }
+    let Some(model) = json.get("model") else { return Err(refuse("no model")) };
+    let vocab = match model.get("vocab") {
+        Some(Json::Object(vocab)) => vocab,
+        // Unigram: a list of pairs, in which ids are places.
+        _ => return Ok(()),
+    };
+    let mut owners: HashMap<u64, &str> = HashMap::with_capacity(vocab.len());
+    for (token, id) in vocab {
+        let Some(id) = id.as_u64().filter(|id| *id <= u32::MAX.into()) else {
+            return Err(refuse(format!("token {token:?} has no id")));
+        };
+        if let Some(other) = owners.insert(id, token) {
+            return Err(refuse(format!("tokens {other:?} and {token:?} share the id {id}")));
+        }
+    }
+    for merge in model.get("merges").and_then(Json::as_array).into_iter().flatten() {
+        let pair = match merge {
+            Json::String(text) => text.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())),
+            Json::Array(parts) => match parts.as_slice() {
+                [Json::String(a), Json::String(b)] => Some((a.clone(), b.clone())),
+                _ => None,
+            },
+            _ => None,
+        };
+        let Some((a, b)) = pair else { return Err(refuse(format!("merge {merge} is not a pair"))) };
+        let prefix = model.get("continuing_subword_prefix").and_then(Json::as_str).unwrap_or("");
+        let joined = format!("{a}{}", b.strip_prefix(prefix).unwrap_or(&b));
+        if let Some(missing) = [&a, &b, &joined].into_iter().find(|token| !vocab.contains_key(*token)) {
+            return Err(refuse(format!(
+                "merge {a:?} {b:?} needs the token {missing:?}, which does not exist"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn has_zero_length(pre: &Json) -> bool {
+    let own = pre.get("type").and_then(Json::as_str) == Some("FixedLength")
+        && pre.get("length").and_then(Json::as_u64) == Some(0);
+    own || pre
+        .get("pretokenizers")
+        .and_then(Json::as_array)
+        .is_some_and(|list| list.iter().any(has_zero_length))
+}
+
+fn vocabulary(texts: &[&str]) -> Result<HashMap<String, u32>> {
+    let mut vocab = HashMap::with_capacity(texts.len());
+    for (id, text) in texts.iter().enumerate() {
+        if let Some(other) = vocab.insert((*text).to_owned(), id as u32) {
+            return Err(refuse(format!("ids {other} and {id} have the same token {text:?}")));
+        }
+    }
+    Ok(vocab)
+}
+
+fn check_merge(vocab: &HashMap<String, u32>, a: &str, b: &str) -> Result<()> {
+    let joined = format!("{a}{b}");
+    match [a, b, &joined].into_iter().find(|token| !vocab.contains_key(*token)) {
+        Some(missing) => {
+            Err(refuse(format!("merge {a:?} {b:?} needs the token {missing:?}, which does not exist")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn byte_level(gguf: &Gguf, texts: &[&str]) -> Result<Inner> {
+    let vocab = vocabulary(texts)?;
+    let mut merges = Vec::new();
+    for merge in gguf.list("tokenizer.ggml.merges")? {
+        let Metadata::Text(text) = merge else { return Err(refuse("a merge is not a text")) };
+        let Some((a, b)) = text.split_once(' ') else {
+            return Err(refuse(format!("merge {text:?} is not a pair")));
+        };
+        check_merge(&vocab, a, b)?;
+        merges.push((a.to_owned(), b.to_owned()));
+    }
+    let model = guarded("merges", || {
+        BPE::builder().vocab_and_merges(vocab.into_iter().collect::<Vocab>(), merges).build()
+    })?;
+    let mut inner = Inner::new(model);
+    let byte_level = ByteLevel::new(false, true, true);
+    match gguf.text("tokenizer.ggml.pre") {
+        Ok("smollm") => {
+            let steps = vec![
+                PreTokenizerWrapper::Digits(Digits::new(true)),
+                PreTokenizerWrapper::ByteLevel(byte_level),
+            ];
+            inner.with_pre_tokenizer(Some(Sequence::new(steps)));
+        }
+        Ok("default" | "gpt-2") | Err(_) => {
+            inner.with_pre_tokenizer(Some(byte_level));
+        }
+        Ok(other) => {
+            return Err(refuse(format!("pre-tokeniser {other:?} is not known (smollm, gpt-2, default are)")));
+        }
+    }
+    inner.with_decoder(Some(byte_level));
+    Ok(inner)
+}
+
+fn sentence_piece(gguf: &Gguf, texts: &[&str]) -> Result<Inner> {
+    let vocab = vocabulary(texts)?;
+    let scores: Vec<f64> = gguf
+        .list("tokenizer.ggml.scores")?
+        .iter()
+        .map(|score| if let Metadata::Float(score) = score { *score } else { f64::NAN })
+        .collect();
+    if scores.len() != texts.len() || scores.iter().any(|score| score.is_nan()) {
+        return Err(refuse("scores do not match tokens"));
+    }
+    // Every way to split a token into two tokens is a merge, in the order of the scores of what it makes; the
+    // splits of one token in the order of their parts' ids.
+    let mut merges: Vec<(f64, u32, u32, u32)> = Vec::new();
+    for (id, text) in texts.iter().enumerate() {
+        let mut local: Vec<(u32, u32)> = text
+            .char_indices()
+            .skip(1)
+            .filter_map(|(at, _)| Some((*vocab.get(&text[..at])?, *vocab.get(&text[at..])?)))
+            .collect();
+        local.sort_unstable();
+        merges.extend(local.into_iter().map(|(a, b)| (scores[id], a, b, id as u32)));
+    }
+    merges.sort_by(|x, y| y.0.total_cmp(&x.0));
+    let merges = merges
+        .into_iter()
+        .map(|(_, a, b, _)| (texts[a as usize].to_owned(), texts[b as usize].to_owned()))
+        .collect();
+    let unknown = gguf.count("tokenizer.ggml.unknown_token_id").ok().and_then(|id| texts.get(id)).copied();
+    let model = guarded("merges", || {
+        let mut builder = BPE::builder()
+            .vocab_and_merges(vocab.into_iter().collect::<Vocab>(), merges)
+            .fuse_unk(true)
+            .byte_fallback(true);
+        if let Some(unknown) = unknown {
+            builder = builder.unk_token(unknown.into());
+        }
+        builder.build()
+    })?;
+    let mut inner = Inner::new(model);
+    let replace = |from: &str, to: &str| Replace::new(from, to).map_err(refuse);
+    inner.with_normalizer(Some(replace(" ", "\u{2581}")?));
+    let steps = vec![
+        DecoderWrapper::Replace(replace("\u{2581}", " ")?),
+        DecoderWrapper::ByteFallback(ByteFallback::new()),
+        DecoderWrapper::Fuse(Fuse::new()),
+    ];
+    inner.with_decoder(Some(Decoders::new(steps)));
+    Ok(inner)
+}
+
+/// The characters that stand for bytes in byte-level vocabularies: printable Latin-1 as it is, the rest from
+/// U+0100 on.
+fn byte_characters() -> HashMap<char, u8> {
+    let plain = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let mut next = 0x100u32;
+    (0..=255u8)
+        .filter_map(|byte| {
+            let c = if plain(byte) {
+                char::from(byte)
+            } else {
+                next += 1;
+                char::from_u32(next - 1)?
+            };
+            Some((c, byte))
+        })
+        .collect()
+}

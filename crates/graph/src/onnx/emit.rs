@@ -1,0 +1,296 @@
+//! The model under construction: names, nodes, initializers, and where their bytes go.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::nodes::{elem_type, entry, int, value_info};
+use super::proto::{Attribute, GraphProto, Model, NodeProto, OperatorSet, TensorProto, elem};
+use super::{Lowering, Weights, lower};
+use crate::atomic::le_bytes;
+use crate::{Dim, Graph, GraphError, Op, Result, Tensor, Value, passes};
+
+pub(super) const OPSET: i64 = 23;
+const IR_VERSION: i64 = 11;
+/// Tensors of at most this many bytes stay in the message.
+const INLINE_BYTES: usize = 1024;
+const ALIGNMENT: usize = 4096;
+
+pub(super) struct Emit<'a> {
+    pub graph: &'a Graph,
+    pub lowering: Lowering,
+    weights: Weights<'a>,
+    offset: usize,
+    nodes: Vec<NodeProto>,
+    initializers: Vec<TensorProto>,
+    made: HashSet<String>,
+    names: HashMap<Value, String>,
+    domains: BTreeMap<&'static str, i64>,
+    dims: HashMap<Dim, String>,
+    /// Inputs that a lowering added: name and element type, shape `[1]`.
+    pub extra_inputs: Vec<(&'static str, i32)>,
+    /// Dimensions of inputs and outputs that a lowering changed.
+    pub reshaped: HashMap<Value, Vec<Dim>>,
+    fresh: usize,
+}
+
+pub(super) fn emit(graph: &Graph, lowering: Lowering, weights: Weights<'_>) -> Result<Model> {
+    let expanded = match lowering {
+        Lowering::Primitive => passes::expand(graph)?,
+        _ => passes::rewrite(graph, |new, node, inputs| lower::expand_rest(lowering, new, node, inputs))?,
+    };
+    let mut emit = Emit {
+        graph: &expanded,
+        lowering,
+        weights,
+        offset: 0,
+        nodes: Vec::new(),
+        initializers: Vec::new(),
+        made: HashSet::new(),
+        names: HashMap::new(),
+        domains: BTreeMap::from([("", OPSET)]),
+        dims: HashMap::new(),
+        extra_inputs: Vec::new(),
+        reshaped: HashMap::new(),
+        fresh: 0,
+    };
+    emit.run()
+}
+
+impl<'a> Emit<'a> {
+    fn run(&mut self) -> Result<Model> {
+        let graph = self.graph;
+        for &input in graph.inputs() {
+            self.names.insert(input, graph.info(input).name.clone());
+        }
+        // A value that is an output carries the output's name, if it is not an input and has no name yet.
+        for (name, value) in graph.outputs() {
+            self.names.entry(*value).or_insert_with(|| name.clone());
+        }
+        let skipped = lower::absorbed(graph, self.lowering);
+        for node in graph.nodes() {
+            if !skipped.contains(&node.outputs[0]) {
+                lower::lower(self, node)?;
+            }
+        }
+        let mut outputs = Vec::new();
+        for (name, value) in graph.outputs() {
+            let from = self.name(*value)?;
+            if from != *name {
+                self.node("Identity", &[&from], &[name], vec![]);
+            }
+            let info = graph.info(*value);
+            let shape = self.reshaped.get(value).cloned().map_or(info.shape.clone(), Into::into);
+            outputs.push(value_info(name, elem_type(info.dtype), &shape));
+        }
+        let mut inputs = Vec::new();
+        for &input in graph.inputs() {
+            let info = graph.info(input);
+            let shape = self.reshaped.get(&input).cloned().map_or(info.shape.clone(), Into::into);
+            inputs.push(value_info(&info.name, elem_type(info.dtype), &shape));
+        }
+        for (name, kind) in &self.extra_inputs {
+            inputs.push(value_info(name, *kind, &[1usize].into()));
+        }
+        let opset =
+            |(domain, version): (&&str, &i64)| OperatorSet { domain: (*domain).into(), version: *version };
+        Ok(Model {
+            ir_version: IR_VERSION,
+            producer_name: "pilotfish".into(),
+            producer_version: env!("CARGO_PKG_VERSION").into(),
+            opset_import: self.domains.iter().map(opset).collect(),
+            metadata_props: Vec::new(),
+            functions: Vec::new(),
+            graph: Some(GraphProto {
+                name: match graph.name() {
+                    "" => "graph".into(),
+                    name => name.into(),
+                },
+                node: std::mem::take(&mut self.nodes),
+                initializer: std::mem::take(&mut self.initializers),
+                input: inputs,
+                output: outputs,
+            }),
+        })
+    }
+
+    /// The name of a value; a parameter becomes an initializer as it is.
+    pub(super) fn name(&mut self, value: Value) -> Result<String> {
+        if let Some(param) = self.graph.param_of(value) {
+            let (name, tensor) = (param.name.clone(), param.tensor.clone());
+            self.tensor(&name, &tensor)?;
+            // A parameter that is an output has two names; the initializer's is the one nodes use.
+            return Ok(name);
+        }
+        if let Some(name) = self.names.get(&value) {
+            return Ok(name.clone());
+        }
+        let mut name = self.graph.info(value).name.clone();
+        while self.names.values().any(|taken| *taken == name) {
+            name.push('_');
+        }
+        self.names.insert(value, name.clone());
+        Ok(name)
+    }
+
+    pub(super) fn fresh(&mut self, hint: &str) -> String {
+        self.fresh += 1;
+        format!("{hint}#{}", self.fresh)
+    }
+
+    pub(super) fn node(&mut self, op: &str, inputs: &[&str], outputs: &[&str], attributes: Vec<Attribute>) {
+        self.node_in("", op, inputs, outputs, attributes);
+    }
+
+    pub(super) fn node_in(
+        &mut self,
+        domain: &'static str,
+        op: &str,
+        inputs: &[&str],
+        outputs: &[&str],
+        attribute: Vec<Attribute>,
+    ) {
+        if !domain.is_empty() {
+            self.domains.insert(domain, 1);
+        }
+        let strings = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        self.nodes.push(NodeProto {
+            input: strings(inputs),
+            output: strings(outputs),
+            name: format!("{op}.{}", self.nodes.len()),
+            op_type: op.into(),
+            attribute,
+            domain: domain.into(),
+        });
+    }
+
+    /// An initializer of raw bytes; given twice, it is stored once.
+    pub(super) fn raw<'b>(
+        &mut self,
+        name: &str,
+        data_type: i32,
+        dims: &[usize],
+        bytes: impl FnOnce() -> Result<Cow<'b, [u8]>>,
+    ) -> Result<()> {
+        if !self.made.insert(name.to_owned()) {
+            return Ok(());
+        }
+        let bytes = bytes()?;
+        let mut tensor = TensorProto {
+            name: name.into(),
+            data_type,
+            dims: dims.iter().map(|&dim| dim as i64).collect(),
+            ..TensorProto::default()
+        };
+        match &mut self.weights {
+            Weights::Beside(file, location) if bytes.len() > INLINE_BYTES => {
+                let start = self.offset.next_multiple_of(ALIGNMENT);
+                file.write(&vec![0; start - self.offset])?;
+                file.write(&bytes)?;
+                self.offset = start + bytes.len();
+                tensor.data_location = 1;
+                tensor.external_data =
+                    vec![entry("location", &*location), entry("offset", start), entry("length", bytes.len())];
+            }
+            _ => tensor.raw_data = bytes.into_owned(),
+        }
+        self.initializers.push(tensor);
+        Ok(())
+    }
+
+    /// A float tensor as it is.
+    pub(super) fn tensor(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+        self.raw(name, elem::FLOAT, tensor.shape(), || Ok(Cow::Owned(le_bytes(&*tensor.to_f32()?))))
+    }
+
+    pub(super) fn floats(&mut self, name: &str, dims: &[usize], values: &[f32]) -> Result<()> {
+        self.raw(name, elem::FLOAT, dims, || Ok(Cow::Owned(le_bytes(values))))
+    }
+
+    /// A constant of integers, shared by content; returns its name.
+    pub(super) fn integers(&mut self, dims: &[usize], values: &[i64]) -> Result<String> {
+        let name = format!("i64{dims:?}{values:?}");
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.raw(&name, elem::INT64, dims, || Ok(Cow::Owned(bytes)))?;
+        Ok(name)
+    }
+
+    /// The name of an int64 tensor `[1]` that holds a dimension, computed from the inputs' shapes if need be.
+    pub(super) fn dim(&mut self, dim: &Dim) -> Result<String> {
+        if let Some(size) = dim.fixed() {
+            return self.integers(&[1], &[size as i64]);
+        }
+        if let Some(name) = self.dims.get(dim) {
+            return Ok(name.clone());
+        }
+        let place = self.graph.inputs().iter().find_map(|&input| {
+            let axis = self.graph.shape(input).dims().iter().position(|other| other == dim)?;
+            (!self.reshaped.contains_key(&input)).then_some((input, axis as i64))
+        });
+        let name = match place {
+            Some((input, axis)) => {
+                let (from, name) = (self.name(input)?, self.fresh("dim"));
+                self.node("Shape", &[&from], &[&name], vec![int("start", axis), int("end", axis + 1)]);
+                name
+            }
+            None => self.sum(dim)?,
+        };
+        self.dims.insert(dim.clone(), name.clone());
+        Ok(name)
+    }
+
+    fn sum(&mut self, dim: &Dim) -> Result<String> {
+        let (constant, terms) = dim.parts();
+        let symbols: Vec<(Dim, usize)> =
+            terms.iter().map(|(symbol, factor)| (Dim::symbol(symbol), *factor)).collect();
+        if let [(symbol, 1)] = symbols.as_slice()
+            && constant == 0
+        {
+            let why = format!("no input has the dimension {symbol}");
+            return Err(GraphError::Unsupported { what: format!("dimension {dim}"), why });
+        }
+        let mut total = self.integers(&[1], &[constant as i64])?;
+        for (symbol, factor) in symbols {
+            let mut term = self.dim(&symbol)?;
+            if factor != 1 {
+                let (factor, product) = (self.integers(&[1], &[factor as i64])?, self.fresh("dim"));
+                self.node("Mul", &[&term, &factor], &[&product], vec![]);
+                term = product;
+            }
+            let sum = self.fresh("dim");
+            self.node("Add", &[&total, &term], &[&sum], vec![]);
+            total = sum;
+        }
+        Ok(total)
+    }
+
+    /// The name of an int64 tensor that holds a shape, for reshaping `from`: dimensions that stay in place are
+    /// written 0, one symbolic one -1, and only then are the rest computed.
+    pub(super) fn shape(&mut self, dims: &[Dim], from: &[Dim]) -> Result<String> {
+        let mut open = 0;
+        let codes: Vec<Option<i64>> = dims
+            .iter()
+            .enumerate()
+            .map(|(axis, dim)| match dim.fixed() {
+                Some(0) => None,
+                Some(size) => Some(size as i64),
+                None if from.get(axis) == Some(dim) => Some(0),
+                None => {
+                    open += 1;
+                    (open == 1).then_some(-1)
+                }
+            })
+            .collect();
+        if let Some(codes) = codes.into_iter().collect::<Option<Vec<i64>>>() {
+            return self.integers(&[dims.len()], &codes);
+        }
+        let parts = dims.iter().map(|dim| self.dim(dim)).collect::<Result<Vec<_>>>()?;
+        let name = self.fresh("shape");
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        self.node("Concat", &parts, &[&name], vec![int("axis", 0)]);
+        Ok(name)
+    }
+
+    pub(super) fn unsupported<T>(&self, op: &Op, why: &str) -> Result<T> {
+        Err(GraphError::Unsupported { what: format!("{} as ONNX", op.name()), why: why.into() })
+    }
+}

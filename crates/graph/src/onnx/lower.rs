@@ -1,0 +1,410 @@
+//! One operation at a time.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+
+use super::Lowering;
+use super::emit::Emit;
+use super::nodes::{elem_type, float, int, ints};
+use super::proto::elem;
+use crate::passes::rotary_frequencies;
+use crate::{
+    BinaryOp, Dim, Graph, GraphError, Literal, Node, Op, Producer, ReduceOp, Result, RopeScaling, Storage,
+    Tensor, UnaryOp, Value, passes, quantize,
+};
+
+const MICROSOFT: &str = "com.microsoft";
+
+/// Expands the composites that a lowering has no operator for.
+pub(super) fn expand_rest(
+    lowering: Lowering,
+    new: &mut Graph,
+    node: &Node,
+    inputs: &[Value],
+) -> Result<Option<Vec<Value>>> {
+    let has_operator = match node.op {
+        Op::RmsNorm { .. } | Op::LayerNorm { .. } | Op::Embedding | Op::Rotary { .. } => true,
+        Op::Unary(UnaryOp::Gelu | UnaryOp::GeluTanh) => true,
+        // The order of soft cap and mask has changed between releases of the operator.
+        Op::Attention { softcap, .. } => softcap.is_none(),
+        _ => false,
+    };
+    // Standard rotary tables are built for the positions at hand by primitives; see `rotary`.
+    let expand = match node.op {
+        Op::Rotary { .. } => !matches!(lowering, Lowering::Fused { .. }),
+        _ => !has_operator,
+    };
+    if expand { passes::expand_node(new, node, inputs) } else { Ok(None) }
+}
+
+/// Nodes that another node's lowering takes in: rotary embeddings that only feed attention over a past.
+pub(super) fn absorbed(graph: &Graph, lowering: Lowering) -> HashSet<Value> {
+    let mut absorbed = HashSet::new();
+    if let Lowering::Fused { .. } = lowering {
+        for node in graph.nodes() {
+            if let Some(turned) = turned(graph, node) {
+                absorbed.extend(turned.nodes);
+            }
+        }
+    }
+    absorbed
+}
+
+/// Attention whose queries and keys both come from equal rotary embeddings that nothing else reads.
+struct Turned {
+    q: Value,
+    k: Value,
+    positions: Value,
+    head_dim: usize,
+    theta: f64,
+    scaling: RopeScaling,
+    nodes: [Value; 2],
+}
+
+fn turned(graph: &Graph, node: &Node) -> Option<Turned> {
+    if !matches!(node.op, Op::Attention { .. }) || node.inputs.len() != 6 {
+        return None;
+    }
+    let rotary = |value: Value| {
+        let Producer::Node(id, _) = graph.info(value).producer else { return None };
+        let source = graph.node(id);
+        let readers =
+            graph.nodes().iter().flat_map(|node| &node.inputs).filter(|&&read| read == value).count();
+        let visible = graph.outputs().iter().any(|(_, output)| *output == value);
+        match source.op {
+            Op::Rotary { head_dim, theta, scaling } if readers == 1 && !visible => {
+                Some((source.inputs.clone(), head_dim, theta, scaling))
+            }
+            _ => None,
+        }
+    };
+    let (q, k) = (rotary(node.inputs[0])?, rotary(node.inputs[1])?);
+    let same = q.0[1] == k.0[1] && (q.1, q.2, q.3) == (k.1, k.2, k.3);
+    same.then(|| Turned {
+        q: q.0[0],
+        k: k.0[0],
+        positions: q.0[1],
+        head_dim: q.1,
+        theta: q.2,
+        scaling: q.3,
+        nodes: [node.inputs[0], node.inputs[1]],
+    })
+}
+
+pub(super) fn lower(e: &mut Emit<'_>, node: &Node) -> Result<()> {
+    match &node.op {
+        Op::Linear(storage) => return linear(e, node, *storage),
+        Op::Attention { heads, kv_heads, scale, .. } => {
+            return attention(e, node, [*heads, *kv_heads], *scale);
+        }
+        Op::Rotary { head_dim, theta, scaling } => return rotary(e, node, *head_dim, *theta, *scaling),
+        Op::Constant(literal) => return constant(e, node, literal),
+        _ => {}
+    }
+    let graph = e.graph;
+    let inputs = node.inputs.iter().map(|&value| e.name(value)).collect::<Result<Vec<_>>>()?;
+    let outputs = node.outputs.iter().map(|&value| e.name(value)).collect::<Result<Vec<_>>>()?;
+    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+    let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    match &node.op {
+        Op::Unary(op) => {
+            let (name, attributes) = match op {
+                UnaryOp::Gelu => ("Gelu", vec![]),
+                UnaryOp::GeluTanh => {
+                    let tanh = super::proto::Attribute {
+                        name: "approximate".into(),
+                        s: b"tanh".to_vec(),
+                        kind: 3,
+                        ..Default::default()
+                    };
+                    ("Gelu", vec![tanh])
+                }
+                UnaryOp::Neg => ("Neg", vec![]),
+                UnaryOp::Abs => ("Abs", vec![]),
+                UnaryOp::Exp => ("Exp", vec![]),
+                UnaryOp::Log => ("Log", vec![]),
+                UnaryOp::Sqrt => ("Sqrt", vec![]),
+                UnaryOp::Reciprocal => ("Reciprocal", vec![]),
+                UnaryOp::Sin => ("Sin", vec![]),
+                UnaryOp::Cos => ("Cos", vec![]),
+                UnaryOp::Tanh => ("Tanh", vec![]),
+                UnaryOp::Erf => ("Erf", vec![]),
+                UnaryOp::Sigmoid => ("Sigmoid", vec![]),
+                UnaryOp::Relu => ("Relu", vec![]),
+                UnaryOp::Not => ("Not", vec![]),
+                UnaryOp::Silu => return e.unsupported(&node.op, "it should have been expanded"),
+            };
+            e.node(name, &inputs, &outputs, attributes);
+        }
+        Op::Binary(op) => {
+            let name = match op {
+                BinaryOp::Add => "Add",
+                BinaryOp::Sub => "Sub",
+                BinaryOp::Mul => "Mul",
+                BinaryOp::Div => "Div",
+                BinaryOp::Pow => "Pow",
+                BinaryOp::Max => "Max",
+                BinaryOp::Min => "Min",
+                BinaryOp::Less => "Less",
+                BinaryOp::LessOrEqual => "LessOrEqual",
+                BinaryOp::Greater => "Greater",
+                BinaryOp::GreaterOrEqual => "GreaterOrEqual",
+                BinaryOp::Equal => "Equal",
+                BinaryOp::And => "And",
+                BinaryOp::Or => "Or",
+            };
+            e.node(name, &inputs, &outputs, vec![]);
+        }
+        Op::Where => e.node("Where", &inputs, &outputs, vec![]),
+        Op::Cast(dtype) => e.node("Cast", &inputs, &outputs, vec![int("to", elem_type(*dtype).into())]),
+        Op::MatMul => e.node("MatMul", &inputs, &outputs, vec![]),
+        Op::Transpose(perm) => {
+            let perm: Vec<i64> = perm.iter().map(|&axis| axis as i64).collect();
+            e.node("Transpose", &inputs, &outputs, vec![ints("perm", &perm)]);
+        }
+        Op::Reshape(dims) => {
+            let from = graph.shape(node.inputs[0]).dims().to_vec();
+            let shape = e.shape(dims, &from)?;
+            e.node("Reshape", &[inputs[0], &shape], &outputs, vec![]);
+        }
+        Op::Concat { axis } => e.node("Concat", &inputs, &outputs, vec![int("axis", *axis as i64)]),
+        Op::Slice { axis, start, end } => {
+            let (start, end) = (e.dim(start)?, e.dim(end)?);
+            let axis = e.integers(&[1], &[*axis as i64])?;
+            e.node("Slice", &[inputs[0], &start, &end, &axis], &outputs, vec![]);
+        }
+        Op::Gather { axis } => e.node("Gather", &inputs, &outputs, vec![int("axis", *axis as i64)]),
+        Op::Embedding => e.node("Gather", &inputs, &outputs, vec![int("axis", 0)]),
+        Op::Softmax => e.node("Softmax", &inputs, &outputs, vec![int("axis", -1)]),
+        Op::Reduce { op, axis, keep } => {
+            let name = match op {
+                ReduceOp::Sum => "ReduceSum",
+                ReduceOp::Mean => "ReduceMean",
+                ReduceOp::Max => "ReduceMax",
+            };
+            let axes = e.integers(&[1], &[*axis as i64])?;
+            e.node(name, &[inputs[0], &axes], &outputs, vec![int("keepdims", (*keep).into())]);
+        }
+        Op::TopK { k } => {
+            let k = e.integers(&[1], &[*k as i64])?;
+            e.node("TopK", &[inputs[0], &k], &outputs, vec![int("axis", -1)]);
+        }
+        Op::RmsNorm { eps } => {
+            let attributes = vec![int("axis", -1), float("epsilon", *eps)];
+            let name = match e.lowering {
+                // What ONNX Runtime fuses with the addition before it.
+                Lowering::Fused { .. } => "SimplifiedLayerNormalization",
+                _ => "RMSNormalization",
+            };
+            e.node(name, &inputs, &outputs, attributes);
+        }
+        Op::LayerNorm { eps } => {
+            e.node("LayerNormalization", &inputs, &outputs, vec![int("axis", -1), float("epsilon", *eps)]);
+        }
+        Op::Constant(_) | Op::Linear(_) | Op::Rotary { .. } | Op::Attention { .. } => {}
+    }
+    Ok(())
+}
+
+fn constant(e: &mut Emit<'_>, node: &Node, literal: &Literal) -> Result<()> {
+    let name = e.name(node.outputs[0])?;
+    match literal {
+        Literal::F32 { shape, values } => e.floats(&name, shape, values),
+        Literal::I64 { shape, values } => {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            e.raw(&name, elem::INT64, shape, || Ok(Cow::Owned(bytes)))
+        }
+    }
+}
+
+fn linear(e: &mut Emit<'_>, node: &Node, storage: Storage) -> Result<()> {
+    let x = e.name(node.inputs[0])?;
+    let out = e.name(node.outputs[0])?;
+    let bias = node.inputs.get(2).map(|&value| e.name(value)).transpose()?;
+    let product = if bias.is_some() { e.fresh("product") } else { out.clone() };
+    match e.graph.param_of(node.inputs[1]).map(|param| (param.name.clone(), param.tensor.clone())) {
+        // A matrix that the graph computes has no storage to choose.
+        None => {
+            let (weight, turned) = (e.name(node.inputs[1])?, e.fresh("transposed"));
+            e.node("Transpose", &[&weight], &[&turned], vec![ints("perm", &[1, 0])]);
+            e.node("MatMul", &[&x, &turned], &[&product], vec![]);
+        }
+        Some((name, tensor)) => match storage {
+            Storage::F32 => {
+                let [outs, ins] = [tensor.shape()[0], tensor.shape()[1]];
+                let stored = format!("{name}^T");
+                e.raw(&stored, elem::FLOAT, &[ins, outs], || transposed(&tensor).map(Cow::Owned))?;
+                e.node("MatMul", &[&x, &stored], &[&product], vec![]);
+            }
+            Storage::Int4 { block } => quantized(e, [&x, &product], &name, &tensor, 4, block)?,
+            Storage::Int8 { block } => quantized(e, [&x, &product], &name, &tensor, 8, block)?,
+        },
+    }
+    if let Some(bias) = bias {
+        e.node("Add", &[&product, &bias], &[&out], vec![]);
+    }
+    Ok(())
+}
+
+/// Bytes of the transposed matrix, by tiles so that both sides stay in cache.
+fn transposed(tensor: &Tensor) -> Result<Vec<u8>> {
+    const TILE: usize = 32;
+    let [outs, ins] = [tensor.shape()[0], tensor.shape()[1]];
+    let mut turned = vec![0.0f32; outs * ins];
+    for first in (0..outs).step_by(TILE) {
+        let last = (first + TILE).min(outs);
+        let rows = tensor.rows(first..last)?;
+        if rows.len() != (last - first) * ins {
+            let why = format!("{} numbers in rows {first}..{last} of width {ins}", rows.len());
+            return Err(GraphError::Tensor { name: format!("{tensor:?}"), why });
+        }
+        for left in (0..ins).step_by(TILE) {
+            for column in left..(left + TILE).min(ins) {
+                for row in first..last {
+                    turned[column * outs + row] = rows[(row - first) * ins + column];
+                }
+            }
+        }
+    }
+    Ok(crate::atomic::le_bytes(&turned))
+}
+
+fn quantized(
+    e: &mut Emit<'_>,
+    [x, out]: [&str; 2],
+    name: &str,
+    tensor: &Tensor,
+    bits: usize,
+    block: usize,
+) -> Result<()> {
+    let shape = [tensor.shape()[0], tensor.shape()[1]];
+    let q = quantize::quantize(&tensor.to_f32()?, shape, bits, block)
+        .map_err(|error| GraphError::Tensor { name: name.into(), why: error.to_string() })?;
+    let [outs, ins] = shape;
+    let blocks = q.blocks();
+    let key = |part: &str| format!("{name}.int{bits}x{block}.{part}");
+    let (codes, scales, zeros) = (key("codes"), key("scales"), key("zeros"));
+    match e.lowering {
+        Lowering::Fused { .. } => {
+            e.raw(&codes, elem::UINT8, &[outs, blocks, block * bits / 8], || Ok(Cow::Borrowed(&q.packed)))?;
+            e.floats(&scales, &[outs * blocks], &q.scales)?;
+            e.raw(&zeros, elem::UINT8, &[q.zeros.len()], || Ok(Cow::Borrowed(&q.zeros)))?;
+            let attributes = vec![
+                int("K", ins as i64),
+                int("N", outs as i64),
+                int("bits", bits as i64),
+                int("block_size", block as i64),
+                // Rows of activations are rounded to int8, block by block, independently of each other.
+                int("accuracy_level", 4),
+            ];
+            e.node_in(MICROSOFT, "MatMulNBits", &[x, &codes, &scales, &zeros], &[out], attributes);
+        }
+        _ => {
+            let kind = if bits == 4 { elem::UINT4 } else { elem::UINT8 };
+            if ins % block != 0 || (bits == 4 && blocks % 2 == 1) {
+                // Official operators have no padding: store what the integers stand for.
+                let values = quantize::dequantize(&q);
+                let dense = Tensor::new(shape, values)?;
+                let stored = key("dense^T");
+                e.raw(&stored, elem::FLOAT, &[ins, outs], || transposed(&dense).map(Cow::Owned))?;
+                e.node("MatMul", &[x, &stored], &[out], vec![]);
+                return Ok(());
+            }
+            e.raw(&codes, kind, &[outs, ins], || Ok(Cow::Borrowed(&q.packed)))?;
+            e.floats(&scales, &[outs, blocks], &q.scales)?;
+            e.raw(&zeros, kind, &[outs, blocks], || Ok(Cow::Borrowed(&q.zeros)))?;
+            let (dense, turned) = (e.fresh("dense"), e.fresh("transposed"));
+            let attributes = vec![int("axis", 1), int("block_size", block as i64)];
+            e.node("DequantizeLinear", &[&codes, &scales, &zeros], &[&dense], attributes);
+            e.node("Transpose", &[&dense], &[&turned], vec![ints("perm", &[1, 0])]);
+            e.node("MatMul", &[x, &turned], &[out], vec![]);
+        }
+    }
+    Ok(())
+}
+
+/// Names of cosine and sine tables `[positions, head_dim / 2]`, stored once for all layers.
+fn tables(
+    e: &mut Emit<'_>,
+    positions: usize,
+    head_dim: usize,
+    theta: f64,
+    scaling: RopeScaling,
+) -> Result<[String; 2]> {
+    let frequencies = rotary_frequencies(head_dim, theta, scaling);
+    let key = |part: &str| format!("rotary.{part}.{head_dim}.{theta}.{scaling:?}");
+    let names = [key("cos"), key("sin")];
+    for (name, function) in names.iter().zip([f64::cos as fn(f64) -> f64, f64::sin]) {
+        e.raw(name, elem::FLOAT, &[positions, head_dim / 2], || {
+            let values: Vec<f32> = (0..positions)
+                .flat_map(|position| frequencies.iter().map(move |f| function(position as f64 * f) as f32))
+                .collect();
+            Ok(Cow::Owned(crate::atomic::le_bytes(&values)))
+        })?;
+    }
+    Ok(names)
+}
+
+fn rotary(e: &mut Emit<'_>, node: &Node, head_dim: usize, theta: f64, scaling: RopeScaling) -> Result<()> {
+    let Lowering::Fused { positions } = e.lowering else {
+        return e.unsupported(&node.op, "it should have been expanded");
+    };
+    let [cos, sin] = tables(e, positions, head_dim, theta, scaling)?;
+    let (x, at, out) = (e.name(node.inputs[0])?, e.name(node.inputs[1])?, e.name(node.outputs[0])?);
+    let heads = e.graph.shape(node.inputs[0]).last().and_then(|width| width.divide(head_dim)?.fixed());
+    let Some(heads) = heads else { return e.unsupported(&node.op, "the number of heads must be known") };
+    let attributes = vec![int("num_heads", heads as i64), int("rotary_embedding_dim", head_dim as i64)];
+    e.node_in(MICROSOFT, "RotaryEmbedding", &[&x, &at, &cos, &sin], &[&out], attributes);
+    Ok(())
+}
+
+fn attention(e: &mut Emit<'_>, node: &Node, [heads, kv_heads]: [usize; 2], scale: f32) -> Result<()> {
+    let mut names = node.inputs.iter().map(|&value| e.name(value)).collect::<Result<Vec<_>>>()?;
+    let outputs = node.outputs.iter().map(|&value| e.name(value)).collect::<Result<Vec<_>>>()?;
+    let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    let graph = e.graph;
+    if let (Lowering::Fused { positions }, Some(turned)) = (e.lowering, turned(graph, node)) {
+        // Names of values whose nodes are absorbed are never written; the operands of those nodes are.
+        names[0] = e.name(turned.q)?;
+        names[1] = e.name(turned.k)?;
+        let at = e.name(turned.positions)?;
+        let [cos, sin] = tables(e, positions, turned.head_dim, turned.theta, turned.scaling)?;
+        if e.extra_inputs.is_empty() {
+            e.extra_inputs = vec![("seqlens", elem::INT32), ("total", elem::INT32)];
+        }
+        for (value, capacity) in [(node.inputs[4], "C"), (node.inputs[5], "C")] {
+            capacity_of(e, value, capacity);
+        }
+        for value in &node.outputs[1..] {
+            capacity_of(e, *value, "C");
+        }
+        let [q, k, v, mask, past_keys, past_values] = [0, 1, 2, 3, 4, 5].map(|i| names[i].as_str());
+        let inputs = [q, k, v, past_keys, past_values, "seqlens", "total", &cos, &sin, &at, mask];
+        let attributes = vec![
+            int("num_heads", heads as i64),
+            int("kv_num_heads", kv_heads as i64),
+            int("do_rotary", 1),
+            float("scale", scale),
+        ];
+        e.node_in(MICROSOFT, "GroupQueryAttention", &inputs, &outputs, attributes);
+        return Ok(());
+    }
+    let inputs: Vec<&str> = names.iter().map(String::as_str).collect();
+    let attributes =
+        vec![int("q_num_heads", heads as i64), int("kv_num_heads", kv_heads as i64), float("scale", scale)];
+    // Keys and values without a past are results that only some graphs need.
+    let used = |value: &Value| {
+        graph.nodes().iter().any(|reader| reader.inputs.contains(value))
+            || graph.outputs().iter().any(|(_, output)| output == value)
+    };
+    let outputs = if node.outputs[1..].iter().any(used) { &outputs[..] } else { &outputs[..1] };
+    e.node("Attention", &inputs, outputs, attributes);
+    Ok(())
+}
+
+/// Says that a cache's length is that of a buffer, whatever is in it.
+fn capacity_of(e: &mut Emit<'_>, value: Value, symbol: &str) {
+    let mut dims = e.graph.shape(value).dims().to_vec();
+    dims[2] = Dim::symbol(symbol);
+    e.reshaped.insert(value, dims);
+}

@@ -1,0 +1,73 @@
+//! ONNX, written and read.
+//!
+//! [`write`] lowers a graph to ONNX, with weights in an external file beside it, streamed tensor by tensor so
+//! that the size of a model is bounded by the disk. [`Lowering`] says how composites are expressed.
+
+mod emit;
+mod lower;
+mod nodes;
+pub mod proto;
+mod read;
+
+use std::path::Path;
+
+use prost::Message;
+
+use crate::atomic::Pending;
+use crate::{Graph, GraphError, Result};
+
+/// How composite operations are expressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Lowering {
+    /// Everything in primitives ([`passes::expand`](crate::passes::expand)), opset 23.
+    Primitive,
+    /// Official operators only, opset 23: `Attention`, `RMSNormalization` and the like.
+    Standard,
+    /// ONNX Runtime's own operators where they are faster. Attention with a past becomes
+    /// `GroupQueryAttention` over cache buffers that the host owns: the graph gains the inputs `seqlens` and
+    /// `total` (int32, `[1]`: rows of the cache after the call, less one; the same), past and present are bound
+    /// to one buffer of any capacity and rows are written in place.
+    Fused {
+        /// Positions for which rotary tables are made.
+        positions: usize,
+    },
+}
+
+/// A model in memory: the message, and the bytes of its external weights if they were kept apart.
+pub(crate) enum Weights<'a> {
+    /// Inside the message.
+    Inline,
+    /// In a file beside it, of this name.
+    Beside(&'a mut Pending, &'a str),
+}
+
+/// Writes `path` and, beside it, `path` with `.bin` appended, which holds the weights. Both appear whole or
+/// not at all, the weights first.
+///
+/// # Errors
+/// A weight that cannot be read, a dimension that cannot be expressed, or the file system.
+pub fn write(graph: &Graph, lowering: Lowering, path: &Path) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    name.push_str(".bin");
+    let mut data = Pending::create(&path.with_file_name(&name))?;
+    let model = emit::emit(graph, lowering, Weights::Beside(&mut data, &name))?;
+    let mut file = Pending::create(path)?;
+    file.write(&model.encode_to_vec())?;
+    data.finish()?;
+    file.finish()
+}
+
+/// The bytes of a model with its weights inside.
+///
+/// # Errors
+/// As [`write`]; and a model above 2 GB, which protobuf cannot hold.
+pub fn to_bytes(graph: &Graph, lowering: Lowering) -> Result<Vec<u8>> {
+    let model = emit::emit(graph, lowering, Weights::Inline)?;
+    if model.encoded_len() > i32::MAX as usize {
+        let why = "a message holds at most 2 GB; write the weights to a file beside it".into();
+        return Err(GraphError::Unsupported { what: "model in one message".into(), why });
+    }
+    Ok(model.encode_to_vec())
+}

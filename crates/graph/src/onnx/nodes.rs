@@ -1,0 +1,42 @@
+//! Small constructors of messages.
+
+use super::proto::{
+    Attribute, Dimension, Entry, ShapeProto, TensorType, TypeProto, ValueInfo, dimension, elem,
+};
+use crate::{DType, Dim, Shape};
+
+pub(super) fn int(name: &str, i: i64) -> Attribute {
+    Attribute { name: name.into(), i, kind: 2, ..Attribute::default() }
+}
+
+pub(super) fn float(name: &str, f: f32) -> Attribute {
+    Attribute { name: name.into(), f, kind: 1, ..Attribute::default() }
+}
+
+pub(super) fn ints(name: &str, ints: &[i64]) -> Attribute {
+    Attribute { name: name.into(), ints: ints.to_vec(), kind: 7, ..Attribute::default() }
+}
+
+pub(super) fn entry(key: &str, value: impl ToString) -> Entry {
+    Entry { key: key.into(), value: value.to_string() }
+}
+
+pub(super) fn elem_type(dtype: DType) -> i32 {
+    match dtype {
+        DType::F32 => elem::FLOAT,
+        DType::I64 => elem::INT64,
+        DType::Bool => elem::BOOL,
+    }
+}
+
+pub(super) fn value_info(name: &str, elem_type: i32, shape: &Shape) -> ValueInfo {
+    let dim = |dim: &Dim| Dimension {
+        value: Some(match dim.fixed() {
+            Some(size) => dimension::Value::Size(size as i64),
+            None => dimension::Value::Symbol(dim.to_string()),
+        }),
+    };
+    let shape = ShapeProto { dim: shape.dims().iter().map(dim).collect() };
+    let tensor = TensorType { elem_type, shape: Some(shape) };
+    ValueInfo { name: name.into(), kind: Some(TypeProto { tensor: Some(tensor) }) }
+}
