@@ -81,8 +81,8 @@ impl ChatTemplate {
         chat.render(context! {
             messages => Value::from(Serde(messages)),
             add_generation_prompt => generate,
-            bos_token => self.bos,
-            eos_token => self.eos,
+            bos_token => self.bos.as_str(),
+            eos_token => self.eos.as_str(),
         })
         .map_err(template)
     }

@@ -105,8 +105,8 @@ impl Tokenizer {
             let chosen = texts.iter().zip(&kinds).filter(|(_, other)| **other == kind);
             chosen.map(|(text, _)| AddedToken::from(text.to_string(), kind == 3).normalized(false)).collect()
         };
-        guarded("special tokens", || Ok(inner.add_special_tokens(special(3))))?;
-        guarded("added tokens", || Ok(inner.add_tokens(special(4))))?;
+        guarded("special tokens", || inner.add_special_tokens(special(3)))?;
+        guarded("added tokens", || inner.add_tokens(special(4)))?;
         Ok(Self::wrap(inner))
     }
 
@@ -380,7 +380,7 @@ fn sentence_piece(gguf: &Gguf, texts: &[&str]) -> Result<Inner> {
     })?;
     let mut inner = Inner::new(model);
     let replace = |from: &str, to: &str| Replace::new(from, to).map_err(refuse);
-    inner.with_normalizer(Some(replace(" ", "\u{2581}")?));
+    inner.with_normalizer(Some(replace(" ", "\u{2581}")?)).map_err(refuse)?;
     let steps = vec![
         DecoderWrapper::Replace(replace("\u{2581}", " ")?),
         DecoderWrapper::ByteFallback(ByteFallback::new()),

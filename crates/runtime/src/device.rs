@@ -53,10 +53,9 @@ impl Device {
     pub fn resolve(self) -> Result<Self> {
         match self {
             Self::Cpu => Ok(Self::Cpu),
-            Self::Cuda(_) => cuda_available().map(|()| self).map_err(|why| RuntimeError::NoDevice {
-                device: self.to_string(),
-                why,
-            }),
+            Self::Cuda(_) => cuda_available()
+                .map(|()| self)
+                .map_err(|why| RuntimeError::NoDevice { device: self.to_string(), why }),
             Self::Auto => {
                 let chosen = if cuda_available().is_ok() { Self::Cuda(0) } else { Self::Cpu };
                 tracing::info!("device auto: using {chosen}");

@@ -10,7 +10,9 @@ pub type Result<T, E = RuntimeError> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum RuntimeError {
     /// ONNX Runtime's shared library cannot be used.
-    #[error("ONNX Runtime library {path}: {why}; `cargo xtask setup` installs one, ORT_DYLIB_PATH names another")]
+    #[error(
+        "ONNX Runtime library {path}: {why}; `cargo xtask setup` installs one, ORT_DYLIB_PATH names another"
+    )]
     Library {
         /// The library tried.
         path: String,

@@ -1,1 +1,26 @@
-//! ONNX Runtime sessions behind the model traits: caches, trees, devices, taps.
+//! ONNX Runtime behind the model traits.
+//!
+//! [`OnnxCausal`] opens a checkpoint, writes it as ONNX into the cache folder once, and runs it: the body in
+//! one or more sessions over cache buffers that the host owns, the head in another that sees only the rows
+//! whose logits are wanted. [`OnnxEncoder`] does the same for sentence encoders.
+//!
+//! ONNX Runtime's shared library is found at run time ([`home`], [`library`]); `cargo xtask setup` installs
+//! one.
+#![forbid(unsafe_code)]
+
+mod causal;
+mod device;
+mod encoder;
+mod error;
+mod export;
+pub mod home;
+pub mod library;
+mod segment;
+mod session;
+
+pub use causal::{LoadOptions, OnnxCausal};
+pub use device::Device;
+pub use encoder::OnnxEncoder;
+pub use error::{Result, RuntimeError};
+pub use export::ExportOptions;
+pub use session::SessionConfig;

@@ -1,6 +1,6 @@
 //! The one ONNX Runtime library of a process.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
 use ort::environment::Environment;
@@ -8,10 +8,8 @@ use ort::environment::Environment;
 use crate::home::Home;
 use crate::{Result, RuntimeError};
 
-/// The oldest minor version of ONNX Runtime 1.x whose C interface this crate is compiled against.
-const OLDEST_MINOR: u32 = 24;
-
 static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+static LOADED_FROM: OnceLock<PathBuf> = OnceLock::new();
 static LOADING: Mutex<()> = Mutex::new(());
 
 /// The process' ONNX Runtime, loaded on first use from the place [`Home::library`] finds.
@@ -35,30 +33,24 @@ pub fn load(path: &Path) -> Result<&'static Environment> {
     if !path.is_file() {
         return Err(refuse("not a file".into()));
     }
+    // Refuses libraries older than the C interface this crate is compiled against.
     let builder = ort::init_from(path).map_err(|error| refuse(error.to_string()))?;
-    let version = version();
-    if minor(&version).is_none_or(|minor| minor < OLDEST_MINOR) {
-        return Err(refuse(format!("version {version} is older than 1.{OLDEST_MINOR}")));
-    }
-    let environment =
-        builder.with_name("pilotfish").with_telemetry(false).build().map_err(|error| refuse(error.to_string()))?;
+    let environment = builder
+        .with_name("pilotfish")
+        .with_telemetry(false)
+        .build()
+        .map_err(|error| refuse(error.to_string()))?;
     environment.set_log_level(ort::logging::LogLevel::Error);
+    let _ = LOADED_FROM.set(path.to_path_buf());
     Ok(ENVIRONMENT.get_or_init(|| environment))
 }
 
-/// Version of the loaded library, such as `1.32.0`. Call only after [`environment`] succeeded.
-pub fn version() -> String {
-    // The build information reads "ORT Build Info: git-branch=..., ... " and carries no plain version in some
-    // builds, so the C interface's version string is asked for first.
-    let info = ort::info();
-    info.split(|c: char| c.is_whitespace() || c == ',')
-        .find(|word| minor(word).is_some())
-        .unwrap_or("unknown")
-        .to_owned()
-}
-
-fn minor(version: &str) -> Option<u32> {
-    let mut parts = version.split('.');
-    (parts.next()? == "1").then_some(())?;
-    parts.next()?.parse().ok()
+/// What is known about the loaded library: its version where the file's name has one, and its build.
+/// `None` before [`environment`] succeeded.
+pub fn describe() -> Option<String> {
+    let path = LOADED_FROM.get()?;
+    let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+    let name = real.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let commit = ort::info().split(", ").find(|part| part.starts_with("git-commit-id")).unwrap_or_default();
+    Some(format!("{name} {commit}").trim().to_owned())
 }

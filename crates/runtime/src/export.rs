@@ -1,0 +1,172 @@
+//! Networks on their way into ONNX Runtime: written once as ONNX into a folder, and found there again.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use fs4::fs_std::FileExt;
+use pilotfish_architectures::{BodyOptions, CausalNetwork, Checkpoint};
+use pilotfish_graph::onnx::{self, Lowering};
+use pilotfish_graph::{Graph, Storage, passes};
+use sha2::{Digest, Sha256};
+
+use crate::home::Home;
+use crate::{Device, Result, RuntimeError};
+
+/// Raised whenever what is written changes.
+const FORMAT: u32 = 1;
+
+/// How a network is written.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct ExportOptions {
+    /// How matrices are stored, the head included.
+    pub storage: Storage,
+    /// Residuals that can be tapped, besides those at cuts.
+    pub taps: Vec<usize>,
+    /// Layers after which the body is cut, so that ranges can be run.
+    pub cuts: Vec<usize>,
+    /// Whether ONNX Runtime's own operators may be used. Without them everything is official ONNX, and a step
+    /// copies the cache.
+    pub fused: bool,
+}
+
+impl Default for ExportOptions {
+    fn default() -> Self {
+        Self { storage: Storage::F32, taps: Vec::new(), cuts: Vec::new(), fused: true }
+    }
+}
+
+impl ExportOptions {
+    pub(crate) fn check(&self, layers: usize) -> Result<()> {
+        for (option, list, most) in [("taps", &self.taps, layers), ("cuts", &self.cuts, layers)] {
+            if let Some(value) = list.iter().find(|&&value| value > most) {
+                let want = "layers of the model";
+                return Err(RuntimeError::Option { option, value: value.to_string(), want });
+            }
+        }
+        Ok(())
+    }
+
+    /// The ranges between cuts, in order.
+    pub(crate) fn segments(&self, layers: usize) -> Vec<Range<usize>> {
+        let mut ends: Vec<usize> = self.cuts.iter().copied().filter(|&cut| 0 < cut && cut < layers).collect();
+        ends.push(layers);
+        ends.sort_unstable();
+        ends.dedup();
+        let starts = std::iter::once(0).chain(ends.clone());
+        starts.zip(ends).map(|(start, end)| start..end).collect()
+    }
+
+    /// Options as they are used on a device: ONNX Runtime's fused attention writes into host memory, so other
+    /// devices use the official operators.
+    pub(crate) fn on(&self, device: Device) -> Self {
+        Self { fused: self.fused && device == Device::Cpu, ..self.clone() }
+    }
+}
+
+/// The files of an exported network.
+#[derive(Clone, Debug)]
+pub(crate) struct Exported {
+    folder: PathBuf,
+}
+
+impl Exported {
+    pub(crate) fn body(&self, layers: &Range<usize>) -> PathBuf {
+        self.folder.join(format!("body.{}-{}.onnx", layers.start, layers.end))
+    }
+
+    pub(crate) fn head(&self) -> PathBuf {
+        self.folder.join("head.onnx")
+    }
+
+    pub(crate) fn final_norm(&self) -> PathBuf {
+        self.folder.join("final_norm.onnx")
+    }
+}
+
+/// The export of a checkpoint in the cache folder, written now if it is not there. Several processes may ask at
+/// once; one writes.
+pub(crate) fn cached(
+    checkpoint: &Checkpoint,
+    network: &CausalNetwork,
+    options: &ExportOptions,
+) -> Result<Exported> {
+    let root = Home::locate()?.root().join("exports");
+    std::fs::create_dir_all(&root).map_err(|source| RuntimeError::io(&root, source))?;
+    let name = key(checkpoint, options)?;
+    let folder = root.join(&name);
+    if folder.is_dir() {
+        return Ok(Exported { folder });
+    }
+    let lock = root.join(format!("{name}.lock"));
+    let file = File::create(&lock).map_err(|source| RuntimeError::io(&lock, source))?;
+    file.lock_exclusive().map_err(|source| RuntimeError::io(&lock, source))?;
+    if !folder.is_dir() {
+        let partial = root.join(format!("{name}.partial"));
+        // Left by a process that was killed: whoever holds the lock may clear it away.
+        if partial.is_dir() {
+            std::fs::remove_dir_all(&partial).map_err(|source| RuntimeError::io(&partial, source))?;
+        }
+        write(network, options, &partial)?;
+        std::fs::rename(&partial, &folder).map_err(|source| RuntimeError::io(&folder, source))?;
+    }
+    Ok(Exported { folder })
+}
+
+/// Writes all files of a network into a folder, which is created.
+pub(crate) fn write(network: &CausalNetwork, options: &ExportOptions, folder: &Path) -> Result<Exported> {
+    std::fs::create_dir_all(folder).map_err(|source| RuntimeError::io(folder, source))?;
+    let exported = Exported { folder: folder.into() };
+    let layers = network.config().layers;
+    options.check(layers)?;
+    let body_options = BodyOptions { taps: options.taps.clone(), ..BodyOptions::default() };
+    for range in options.segments(layers) {
+        let graph = network.body(range.clone(), &body_options)?;
+        put(&graph, network, options, &exported.body(&range))?;
+    }
+    put(&network.head_graph()?, network, options, &exported.head())?;
+    let plain = ExportOptions { storage: Storage::F32, ..options.clone() };
+    put(&network.final_norm_graph()?, network, &plain, &exported.final_norm())?;
+    Ok(exported)
+}
+
+fn put(graph: &Graph, network: &CausalNetwork, options: &ExportOptions, path: &Path) -> Result<()> {
+    let stored = match options.storage {
+        Storage::F32 => graph.clone(),
+        storage => passes::store(graph, |_| Some(storage))?,
+    };
+    // One long product streams memory better than three short ones.
+    let merged = passes::merge_linears(&stored)?;
+    let lowering = match options.fused {
+        true => Lowering::Fused { positions: network.config().context },
+        false => Lowering::Standard,
+    };
+    Ok(onnx::write(&merged, lowering, path)?)
+}
+
+/// A folder name from everything the files depend on.
+fn key(checkpoint: &Checkpoint, options: &ExportOptions) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(format!("{FORMAT} {options:?} "));
+    let path =
+        checkpoint.path().canonicalize().map_err(|source| RuntimeError::io(checkpoint.path(), source))?;
+    let mut files = vec![path.clone()];
+    if path.is_dir() {
+        let entries = std::fs::read_dir(&path).map_err(|source| RuntimeError::io(&path, source))?;
+        files = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        files.sort();
+    }
+    for file in files {
+        let meta = std::fs::metadata(&file).map_err(|source| RuntimeError::io(&file, source))?;
+        let time = meta.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+        hash.update(format!("{} {} {time:?}\n", file.display(), meta.len()));
+    }
+    let digest: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let stem: String = checkpoint
+        .name()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+        .take(40)
+        .collect();
+    Ok(format!("{stem}-{}-{digest}", options.storage))
+}
