@@ -190,3 +190,122 @@ impl Forest {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::TokenTree;
+
+    fn allowed(forest: &Forest, first: usize, window: Option<usize>) -> Vec<Vec<bool>> {
+        let len = forest.len();
+        let mut mask = vec![7.0; (len - first) * (len + 3)];
+        forest.mask(first, len + 3, window, -1.0, &mut mask);
+        mask.chunks_exact(len + 3).map(|row| row.iter().map(|&x| x == 0.0).collect()).collect()
+    }
+
+    /// A prefix of three rows, then root, a and b under it, c under a, a probe under a.
+    fn worked() -> Forest {
+        let mut forest = Forest::new();
+        forest.append(3, Parents::Chain, 100).expect("fits");
+        let mut tree = TokenTree::new(0);
+        let a = tree.push(0, 1).expect("exists");
+        tree.push(0, 2).expect("exists");
+        tree.push(a, 3).expect("exists");
+        tree.push(a, 4).expect("exists");
+        forest.append(5, Parents::Rows(&tree.parents(3)), 100).expect("fits");
+        forest
+    }
+
+    #[test]
+    fn tree_mask_by_hand() {
+        let forest = worked();
+        let positions: Vec<usize> = (3..8).map(|row| forest.position(row)).collect();
+        assert_eq!(positions, [3, 4, 4, 5, 5]);
+        let mask = allowed(&forest, 3, None);
+        let block: Vec<String> =
+            mask.iter().map(|row| row[3..8].iter().map(|&x| if x { '1' } else { '0' }).collect()).collect();
+        assert_eq!(block, ["10000", "11000", "10100", "11010", "11001"]);
+        assert!(mask.iter().all(|row| row[..3] == [true; 3] && row[8..] == [false; 3]));
+    }
+
+    #[test]
+    fn keeping_a_path() {
+        let mut forest = worked();
+        forest.keep(3, &[3, 4, 6]).expect("a path");
+        assert_eq!((forest.len(), forest.chain()), (6, 6));
+        let mut chain = Forest::new();
+        chain.append(6, Parents::Chain, 100).expect("fits");
+        assert_eq!(forest, chain);
+    }
+
+    #[test]
+    fn refuses_nonsense_and_stays_as_it_was() {
+        let mut forest = worked();
+        let before = forest.clone();
+        assert!(
+            forest.append(2, Parents::Rows(&[Some(7), Some(9)]), 100).is_err(),
+            "a row that is its own parent"
+        );
+        assert!(forest.append(2, Parents::Rows(&[Some(7)]), 100).is_err(), "too few parents");
+        assert!(forest.append(95, Parents::Chain, 100).is_err(), "past the context");
+        assert!(forest.keep(3, &[6]).is_err(), "the parent is forgotten");
+        assert!(forest.keep(3, &[4, 3]).is_err(), "not ascending");
+        assert!(forest.keep(3, &[2]).is_err(), "before the start");
+        assert!(forest.keep(9, &[]).is_err() && forest.keep(3, &[8]).is_err() && forest.truncate(9).is_err());
+        assert_eq!(forest, before);
+    }
+
+    /// Parents drawn from seeds: the chain, an earlier row, or none.
+    fn random(seeds: &[(u8, u8)]) -> Vec<Option<usize>> {
+        seeds
+            .iter()
+            .enumerate()
+            .map(|(row, &(kind, pick))| match kind % 8 {
+                0 => None,
+                1..=3 if row > 0 => Some(pick as usize % row),
+                _ => row.checked_sub(1),
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn mask_is_the_ancestor_relation(seeds in proptest::collection::vec(any::<(u8, u8)>(), 1..40), first in 0usize..40, window in proptest::option::of(1usize..12)) {
+            let parents = random(&seeds);
+            let mut forest = Forest::new();
+            forest.append(parents.len(), Parents::Rows(&parents), 1000).expect("valid");
+            let first = first.min(forest.len());
+            for (index, row) in allowed(&forest, first, window).into_iter().enumerate() {
+                let path = forest.path(first + index);
+                let position = forest.position(first + index);
+                for (column, seen) in row.into_iter().enumerate() {
+                    let near = window.is_none_or(|window| column < forest.len() && forest.position(column) + window > position);
+                    prop_assert_eq!(seen, path.contains(&column) && near, "row {} column {}", first + index, column);
+                }
+            }
+        }
+
+        #[test]
+        fn keeping_equals_rebuilding(seeds in proptest::collection::vec(any::<(u8, u8)>(), 1..40), from in 0usize..40, choice in any::<u64>()) {
+            let parents = random(&seeds);
+            let mut forest = Forest::new();
+            forest.append(parents.len(), Parents::Rows(&parents), 1000).expect("valid");
+            let from = from.min(forest.len());
+            let mut kept: Vec<usize> = Vec::new();
+            for (row, parent) in parents.iter().enumerate().skip(from) {
+                if choice >> (row % 64) & 1 == 1 && parent.is_none_or(|parent| parent < from || kept.contains(&parent)) {
+                    kept.push(row);
+                }
+            }
+            let rows: Vec<usize> = (0..from).chain(kept.iter().copied()).collect();
+            let again: Vec<Option<usize>> =
+                rows.iter().map(|&row| parents[row].and_then(|parent| rows.iter().position(|&other| other == parent))).collect();
+            let mut rebuilt = Forest::new();
+            rebuilt.append(again.len(), Parents::Rows(&again), 1000).expect("valid");
+            forest.keep(from, &kept).expect("parents are kept");
+            prop_assert_eq!(forest, rebuilt);
+        }
+    }
+}

@@ -172,18 +172,27 @@ fn checked(value: f32, row: usize) -> Result<f32> {
 }
 
 fn argmax(logits: &[f32], row: usize) -> Result<Token> {
-    let mut best = (0, f32::NEG_INFINITY);
-    let mut bad = false;
-    for (id, &value) in logits.iter().enumerate() {
-        bad |= value.is_nan() | (value == f32::INFINITY);
-        if value > best.1 {
-            best = (id, value);
+    // Two passes without branches, which the compiler turns into vector code: the largest value and whether
+    // anything is not a number, then where the largest is.
+    const LANES: usize = 16;
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut not_a_number = [false; LANES];
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] = if chunk[lane] > lanes[lane] { chunk[lane] } else { lanes[lane] };
+            not_a_number[lane] |= chunk[lane].is_nan();
         }
     }
-    if bad || best.1 == f32::NEG_INFINITY {
+    let max = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+    let bad = not_a_number.contains(&true) || rest.iter().any(|x| x.is_nan());
+    if bad || max.is_infinite() {
         return Err(ModelError::NotFinite { what: "logits", row });
     }
-    Ok(best.0 as Token)
+    let at = chunks.iter().position(|chunk| chunk.iter().fold(false, |found, &x| found | (x == max)));
+    let from = at.map_or(chunks.len() * LANES, |chunk| chunk * LANES);
+    let id = logits[from..].iter().position(|&x| x == max).unwrap_or(0);
+    Ok((from + id) as Token)
 }
 
 /// Ids of the `k` largest, descending, ties by smaller id.
@@ -203,4 +212,58 @@ fn top_k(logits: &[f32], k: usize, row: usize) -> Result<Vec<Token>> {
         return Err(ModelError::NotFinite { what: "logits", row });
     }
     Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn forms_by_hand() {
+        let full = [0.0, 2.0, 2.0, 1.0, -1.0, 0.0, 0.0, 0.0];
+        let argmax = Logits::reduce(&full, 4, LogitForm::Argmax).expect("finite");
+        assert_eq!(argmax.values(), &LogitValues::Argmax { ids: vec![1, 1], values: vec![2.0, 0.0] });
+        let top = Logits::reduce(&full, 4, LogitForm::TopK(2)).expect("finite");
+        let LogitValues::TopK { ids, values, log_sums, .. } = top.values() else { panic!("another form") };
+        assert_eq!((ids.as_slice(), values.as_slice()), (&[1, 2, 1, 2][..], &[2.0, 2.0, 0.0, 0.0][..]));
+        let sum = (1.0f64 + 2.0 * 2f64.exp() + 1f64.exp()).ln() as f32;
+        assert!((log_sums[0] - sum).abs() < 1e-6);
+        assert_eq!((top.margin(0), top.argmax(1).expect("exists")), (Some(0.0), 1));
+        let whole = Logits::reduce(&full, 4, LogitForm::Full).expect("whole rows");
+        assert_eq!((whole.row(1), whole.margin(0)), (Some(&full[4..]), Some(0.0)));
+        assert!(whole.row(2).is_none() && whole.argmax(2).is_err() && argmax.row(0).is_none());
+    }
+
+    #[test]
+    fn refuses_what_has_no_order() {
+        for form in [LogitForm::Argmax, LogitForm::TopK(1)] {
+            for bad in [f32::NAN, f32::INFINITY] {
+                assert!(Logits::reduce(&[0.0, bad, 1.0], 3, form).is_err(), "{form:?} of {bad}");
+            }
+            assert!(Logits::reduce(&[f32::NEG_INFINITY; 3], 3, form).is_err());
+        }
+        assert!(Logits::reduce(&[0.0; 3], 2, LogitForm::Full).is_err());
+        assert!(Logits::reduce(&[0.0; 3], 3, LogitForm::TopK(0)).is_err());
+        assert_eq!(
+            Logits::reduce(&[1.0, f32::NEG_INFINITY], 2, LogitForm::Argmax).and_then(|l| l.argmax(0)).ok(),
+            Some(0)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn forms_agree(full in proptest::collection::vec(prop_oneof![-3i8..3, -100i8..100], 1..200), k in 1usize..250) {
+            let full: Vec<f32> = full.into_iter().map(f32::from).collect();
+            let mut order: Vec<usize> = (0..full.len()).collect();
+            order.sort_by(|&a, &b| full[b].total_cmp(&full[a]).then(a.cmp(&b)));
+            let top = Logits::reduce(&full, full.len(), LogitForm::TopK(k)).expect("finite");
+            let LogitValues::TopK { ids, .. } = top.values() else { panic!("another form") };
+            let want: Vec<Token> = order.iter().take(k).map(|&id| id as Token).collect();
+            prop_assert_eq!(ids, &want);
+            let argmax = Logits::reduce(&full, full.len(), LogitForm::Argmax).expect("finite");
+            prop_assert_eq!(argmax.argmax(0).expect("exists"), order[0] as Token);
+        }
+    }
 }

@@ -1,0 +1,277 @@
+//! The loop on models whose every probability is known.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
+
+use pilotfish_decoding::*;
+use pilotfish_model::sampling::{Distribution, Warpers};
+use pilotfish_model::toy::{CountingModel, TableModel};
+use pilotfish_model::{CausalModel, Steps, StreamRng, Streams, Token, TokenTree};
+use rand::Rng;
+
+/// A drafter that proposes random trees, or whatever its function makes.
+struct Made<F>(F);
+
+impl<F: FnMut(&[Token]) -> TokenTree + Send> Drafter for Made<F> {
+    fn name(&self) -> String {
+        "made".into()
+    }
+
+    fn start(&mut self, _: &[Token]) -> Result<()> {
+        Ok(())
+    }
+
+    fn propose(&mut self, text: &[Token], _: usize, _: usize) -> Result<TokenTree> {
+        Ok((self.0)(text))
+    }
+}
+
+fn random_tree(rng: &mut StreamRng, root: Token, vocab: Token) -> TokenTree {
+    let mut tree = TokenTree::new(root);
+    for _ in 0..rng.random_range(0..20) {
+        let parent = rng.random_range(0..tree.len());
+        tree.push(parent, rng.random_range(0..vocab)).expect("exists");
+    }
+    tree
+}
+
+fn limits(new_tokens: usize) -> Limits {
+    Limits { new_tokens, ..Limits::default() }
+}
+
+fn run(
+    model: &mut dyn CausalModel,
+    drafter: &mut dyn Drafter,
+    prompt: &[Token],
+    limits: Limits,
+) -> Generation {
+    Decoder::new(model, drafter, &mut GreedyTree, limits).expect("valid").generate(prompt).expect("runs")
+}
+
+#[test]
+fn greedy_speculation_is_plain_greedy() {
+    let streams = Streams::new(5);
+    for seed in 0..20 {
+        let mut rng = streams.fork(seed).stream("test");
+        let mut model = TableModel::random(2, 6, 2.0, &mut rng).expect("small");
+        let prompt: Vec<Token> = (0..5).map(|_| rng.random_range(0..6)).collect();
+        let plain = run(&mut model, &mut Nothing, &prompt, limits(60));
+        assert_eq!(plain.rounds, [1; 59]);
+        let mut drafters: Vec<Box<dyn Drafter>> = vec![
+            Box::new(PromptLookup::default()),
+            Box::new(Made(move |text: &[Token]| random_tree(&mut rng, text[text.len() - 1], 6))),
+            Box::new(Made(|text: &[Token]| TokenTree::new(text[text.len() - 1]))),
+            // Always wrong by one, and far too deep.
+            Box::new(Made(|text: &[Token]| TokenTree::chain(text[text.len() - 1], &[0; 200]))),
+        ];
+        for drafter in &mut drafters {
+            let fast = run(&mut model, drafter.as_mut(), &prompt, limits(60));
+            assert_eq!(fast.tokens, plain.tokens, "{}", drafter.name());
+            let ledger = &fast.ledger;
+            // The accounting identities.
+            assert_eq!(fast.rounds.iter().sum::<usize>() + 1, fast.tokens.len());
+            assert_eq!(ledger.emitted as usize, fast.tokens.len());
+            assert_eq!(ledger.target_forwards, ledger.rounds + 1);
+            assert!(ledger.accepted <= ledger.drafted);
+            assert_eq!(ledger.target_rows, prompt.len() as u64 + ledger.rounds + ledger.drafted);
+            assert_eq!(
+                model.len(),
+                prompt.len() + fast.tokens.len() - 1,
+                "the last token is not in the cache"
+            );
+        }
+    }
+}
+
+#[test]
+fn counting_reaches_the_maximum() {
+    // An off-by-one anywhere between drafter, tree and verifier would lose tokens here.
+    let mut model = CountingModel::new(50);
+    let prompt: Vec<Token> = (0..60).map(|i| i % 50).collect();
+    let config = PromptLookupConfig { draft: 7, ..PromptLookupConfig::default() };
+    let fast = run(&mut model, &mut PromptLookup::new(config).expect("valid"), &prompt, limits(41));
+    assert_eq!(fast.rounds, [8; 5]);
+    assert_eq!(fast.ledger.mean_accepted_tokens(), Some(8.0));
+}
+
+#[test]
+fn texts_end_where_they_should() {
+    let chain = |text: &[Token]| {
+        let root = text[text.len() - 1];
+        TokenTree::chain(root, &(1..9).map(|i| (root + i) % 20).collect::<Vec<_>>())
+    };
+    let mut model = CountingModel::new(20);
+    let out = run(&mut model, &mut Made(chain), &[0], Limits { stop: vec![vec![4, 5]], ..limits(100) });
+    assert_eq!((out.tokens.as_slice(), out.finish), (&[1, 2, 3, 4, 5][..], Finish::Stop));
+    let out = run(&mut model, &mut Made(chain), &[0], limits(6));
+    assert_eq!((out.tokens.as_slice(), out.finish), (&[1, 2, 3, 4, 5, 6][..], Finish::Length));
+    let mut table =
+        TableModel::new(1, 3, vec![0., 1., 0., 0., 0., 1., 1., 0., 0.]).expect("valid").with_end(vec![2]);
+    let draft = |text: &[Token]| TokenTree::chain(text[text.len() - 1], &[2, 0, 1]);
+    let out = run(&mut table, &mut Made(draft), &[0], limits(50));
+    assert_eq!(
+        (out.tokens.as_slice(), out.finish),
+        (&[1, 2][..], Finish::Stop),
+        "nothing after an accepted end"
+    );
+    let mut short = TableModel::new(1, 2, vec![0., 1., 1., 0.]).expect("valid").with_context(8);
+    let draft = |text: &[Token]| TokenTree::chain(text[text.len() - 1], &[0, 1, 0, 1, 0, 1, 0, 1]);
+    let out = run(&mut short, &mut Made(draft), &[0, 1], limits(50));
+    assert_eq!((out.tokens.len(), out.finish), (6, Finish::Context));
+}
+
+#[test]
+fn bad_input_is_refused() {
+    let mut model = CountingModel::new(5);
+    let mut table = TableModel::new(1, 2, vec![1.; 4]).expect("valid").with_context(3);
+    let mut wrong = Made(|_: &[Token]| TokenTree::new(4));
+    let decode = |model: &mut dyn CausalModel, drafter: &mut dyn Drafter, prompt: &[Token]| {
+        Decoder::new(model, drafter, &mut GreedyTree, limits(5)).expect("valid").generate(prompt)
+    };
+    assert!(matches!(decode(&mut model, &mut Nothing, &[]), Err(DecodingError::EmptyPrompt)));
+    assert!(matches!(decode(&mut table, &mut Nothing, &[0, 1, 0]), Err(DecodingError::PromptTooLong { .. })));
+    assert!(matches!(decode(&mut model, &mut Nothing, &[7]), Err(DecodingError::Model(_))));
+    assert!(matches!(decode(&mut model, &mut wrong, &[0]), Err(DecodingError::WrongRoot { .. })));
+    let mut garbage = Made(|text: &[Token]| TokenTree::chain(text[text.len() - 1], &[77]));
+    assert!(matches!(decode(&mut model, &mut garbage, &[0]), Err(DecodingError::Model(_))));
+    assert!(Decoder::new(&mut model, &mut Nothing, &mut GreedyTree, limits(0)).is_err());
+}
+
+#[test]
+fn observers_stream_and_break_off() {
+    let mut model = CountingModel::new(9);
+    let mut seen = Vec::new();
+    let out = Decoder::new(&mut model, &mut Nothing, &mut GreedyTree, limits(50))
+        .expect("valid")
+        .generate_with(&[0], |round| {
+            seen.extend_from_slice(round.tokens);
+            if seen.len() == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .expect("runs");
+    assert_eq!((out.finish, &out.tokens), (Finish::Cancelled, &seen));
+    assert_eq!(model.len(), 3, "prompt and all but the last token");
+}
+
+/// Decisions that are explored instead of drawn.
+#[derive(Clone, Default)]
+struct Explorer(Arc<Mutex<Branch>>);
+
+#[derive(Default)]
+struct Branch {
+    /// The token that each choice of this branch takes, and out of how many.
+    script: Vec<(Token, usize)>,
+    /// Choices made so far.
+    made: usize,
+    weight: f64,
+}
+
+impl Choose for Explorer {
+    fn choose(&mut self, distribution: &Distribution) -> Token {
+        let mut branch = self.0.lock().expect("one thread");
+        let at = branch.made;
+        branch.made += 1;
+        if at == branch.script.len() {
+            branch.script.push((0, distribution.probs().len()));
+        }
+        let (token, _) = branch.script[at];
+        branch.weight *= distribution.prob(token);
+        token
+    }
+}
+
+/// The law of the first three tokens over a vocabulary of 4, exactly, by taking every branch of the verifier's
+/// choices.
+fn exact_law(model: &mut TableModel, drafter: &mut dyn Drafter, redraw: bool) -> Vec<f64> {
+    let mut law = vec![0.0; 64];
+    let explorer = Explorer::default();
+    loop {
+        {
+            let mut branch = explorer.0.lock().expect("one thread");
+            (branch.made, branch.weight) = (0, 1.0);
+        }
+        let sampler = Warpers { top_k: Some(3), ..Warpers::temperature(0.7) }.check().expect("valid");
+        let mut verifier: Box<dyn Verifier> = match redraw {
+            false => Box::new(SampleAndMatch::with_choose(sampler, Box::new(explorer.clone()))),
+            true => Box::new(Redraw(sampler, explorer.clone())),
+        };
+        let mut decoder = Decoder::new(model, drafter, verifier.as_mut(), limits(3)).expect("valid");
+        let out = decoder.generate(&[0, 1]).expect("runs");
+        let mut branch = explorer.0.lock().expect("one thread");
+        law[out.tokens.iter().fold(0, |at, &token| 4 * at + token as usize)] += branch.weight;
+        let made = branch.made;
+        branch.script.truncate(made);
+        // The next branch: the last choice that has another token left.
+        loop {
+            match branch.script.pop() {
+                None => return law,
+                Some((last, options)) if (last as usize) + 1 < options => {
+                    branch.script.push((last + 1, options));
+                    break;
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+/// A known-wrong variant: when the drawn token was not proposed, it is drawn again.
+struct Redraw(pilotfish_model::sampling::Sampler, Explorer);
+
+impl Verifier for Redraw {
+    fn name(&self) -> &'static str {
+        "redraw"
+    }
+
+    fn lossless(&self) -> bool {
+        false
+    }
+
+    fn form(&self) -> pilotfish_model::LogitForm {
+        pilotfish_model::LogitForm::Full
+    }
+
+    fn verify(&mut self, context: &Context<'_>) -> Result<Verdict> {
+        let row = context.logits.row(0).expect("full");
+        let law = self.0.distribution(row, context.text)?;
+        let drawn = self.1.choose(&law);
+        let proposed = context.tree.children(0).any(|child| context.tree.token(child) == drawn);
+        let next = if proposed || context.tree.len() == 1 { drawn } else { self.1.choose(&law) };
+        Ok(Verdict { path: vec![], next })
+    }
+}
+
+#[test]
+fn sampling_keeps_the_law_exactly() {
+    let mut rng = Streams::new(11).stream("test");
+    let mut model = TableModel::random(1, 4, 1.5, &mut rng).expect("small");
+    let sampler = Warpers { top_k: Some(3), ..Warpers::temperature(0.7) }.check().expect("valid");
+    let row = |model: &TableModel, text: &[Token]| {
+        let logits: Vec<f32> = model.next(text).probs().iter().map(|p| p.ln() as f32).collect();
+        sampler.distribution(&logits, text).expect("finite")
+    };
+    let first = row(&model, &[0, 1]);
+    let want: Vec<f64> =
+        (0..16u32).map(|i| first.prob(i / 4) * row(&model, &[0, 1, i / 4]).prob(i % 4)).collect();
+    let tree = |text: &[Token]| {
+        let mut tree = TokenTree::new(text[text.len() - 1]);
+        for token in [2, 0] {
+            tree.push(0, token).expect("exists");
+        }
+        tree
+    };
+    let distance = |law: &[f64]| law.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let law = exact_law(&mut model, &mut Made(tree), false);
+    assert!(distance(&law) < 1e-12, "{law:?} is not {want:?}");
+    let plain = exact_law(&mut model, &mut Nothing, false);
+    assert!(distance(&plain) < 1e-12);
+    let wrong = exact_law(&mut model, &mut Made(tree), true);
+    assert!(distance(&wrong) > 1e-2, "drawing again must be caught");
+}
+
+#[test]
+fn divergences_come_with_their_margin() {
+    let mut model = CountingModel::new(6);
+    assert_eq!(compare(&mut model, &[0], &[1, 2], &[1, 2]).expect("runs"), Identity::Identical);
+    let parted = compare(&mut model, &[0], &[1, 2, 3], &[1, 5, 3]).expect("runs");
+    assert_eq!(parted, Identity::Diverges { at: 1, margin: 10.0 });
+}

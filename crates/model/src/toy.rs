@@ -1,1 +1,0 @@
-//! Exactly enumerable models.
