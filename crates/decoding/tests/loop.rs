@@ -250,8 +250,12 @@ fn sampling_keeps_the_law_exactly() {
         sampler.distribution(&logits, text).expect("finite")
     };
     let first = row(&model, &[0, 1]);
-    let want: Vec<f64> =
-        (0..16u32).map(|i| first.prob(i / 4) * row(&model, &[0, 1, i / 4]).prob(i % 4)).collect();
+    let want: Vec<f64> = (0..64u32)
+        .map(|i| {
+            let [a, b, c] = [i / 16, i / 4 % 4, i % 4];
+            first.prob(a) * row(&model, &[0, 1, a]).prob(b) * row(&model, &[0, 1, a, b]).prob(c)
+        })
+        .collect();
     let tree = |text: &[Token]| {
         let mut tree = TokenTree::new(text[text.len() - 1]);
         for token in [2, 0] {
