@@ -1,1 +1,17 @@
 //! Paired comparisons with intervals, perplexity, and readers for prompt sets.
+//!
+//! Two decoders are compared on the same prompts, prompt by prompt: the differences between prompts, which are
+//! large, then cancel, and a small effect can be told from noise. Every comparison says how many items it
+//! rests on, what interval it has, and how large an effect it could have seen.
+#![forbid(unsafe_code)]
+
+mod error;
+mod formula;
+mod paired;
+mod perplexity;
+pub mod prompts;
+
+pub use error::{EvaluationError, Result};
+pub use formula::{expected_tokens, speed_up};
+pub use paired::{Comparison, Effect, Interval, PairedConfig, compare, holm, median};
+pub use perplexity::{Perplexity, PerplexityConfig, perplexity};
