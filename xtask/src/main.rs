@@ -1,1 +1,137 @@
-fn main() {}
+//! The project's commands. Thin: what they do lives in `pilotfish-pipeline`, where it is tested.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout)] // a command line speaks on standard output
+
+mod cargo;
+mod docs;
+mod experiment;
+mod methods;
+mod models;
+mod report;
+mod setup;
+mod test;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use pilotfish_pipeline::experiments::ExperimentError;
+use pilotfish_pipeline::setup::SetupError;
+
+/// Pilotfish's project commands.
+///
+/// Downloads go into PILOTFISH_HOME, or the platform's cache folder. Exit codes: 0 done, 1 failed,
+/// 2 wrong usage, 130 interrupted.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fetch ONNX Runtime and the default model, and check what is there
+    Setup(setup::Arguments),
+    /// Run an experiment: `experiment NAME [--option value]...`; without a name, list them
+    // Its options are the experiment's own, so they are not clap's to parse.
+    #[command(disable_help_flag = true)]
+    Experiment {
+        /// Name and options of the experiment
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "NAME [--OPTION VALUE]...")]
+        words: Vec<String>,
+    },
+    /// Say where the newest report is
+    Report(report::Arguments),
+    /// Run a benchmark; without a name, list them
+    Bench {
+        /// Name of the benchmark
+        name: Option<String>,
+        /// Words passed on to it
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+    /// Write the generated pages, then build the book and the API documentation
+    Docs(docs::Arguments),
+    /// Write the table of methods from methods.toml
+    Methods {
+        /// Change nothing; fail when the register is wrong or the table is stale
+        #[arg(long)]
+        check: bool,
+    },
+    /// Set up what tests need, then run every test
+    Test(test::Arguments),
+    /// Check formatting, lints, documentation and generated pages
+    Lint,
+    /// List, fetch or inspect models and data sets
+    #[command(subcommand)]
+    Models(models::Command),
+}
+
+/// A wrong command line.
+#[derive(Debug)]
+struct Usage(String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Setup(arguments) => setup::run(&arguments),
+        Command::Experiment { words } => experiment::run(&words),
+        Command::Report(arguments) => report::run(&arguments),
+        Command::Bench { name, words } => cargo::bench(name.as_deref(), &words),
+        Command::Docs(arguments) => docs::run(&arguments),
+        Command::Methods { check } => methods::run(check),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Lint => test::lint(),
+        Command::Models(command) => models::run(command),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", message(&error));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+/// The error and its causes, without those that an error's own text already names.
+fn message(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |text, cause| {
+        let cause = cause.to_string();
+        match () {
+            () if text.is_empty() => cause,
+            () if text.contains(&cause) => text,
+            () => format!("{text}: {cause}"),
+        }
+    })
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let usage = error.chain().any(|cause| {
+        cause.is::<Usage>()
+            || cause.downcast_ref::<ExperimentError>().is_some_and(ExperimentError::is_usage)
+            || cause
+                .downcast_ref::<SetupError>()
+                .is_some_and(|error| matches!(error, SetupError::Unknown { .. } | SetupError::Terms { .. }))
+    });
+    let interrupted = error.chain().any(|cause| cause.is::<cargo::Interrupted>());
+    match (usage, interrupted) {
+        (true, _) => 2,
+        (_, true) => 130,
+        _ => 1,
+    }
+}
+
+/// The workspace's root folder.
+fn root() -> PathBuf {
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let manifest = manifest.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    manifest.parent().unwrap_or(Path::new(".")).to_owned()
+}

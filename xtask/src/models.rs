@@ -1,0 +1,75 @@
+//! `models`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use pilotfish_pipeline::models::{self, CATALOGUE};
+use pilotfish_pipeline::setup::Setup;
+use pilotfish_runtime::home::Home;
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// List the models and data sets known by name
+    List,
+    /// Fetch one
+    Fetch {
+        /// Its name
+        name: String,
+        /// Accept the terms of a model whose terms restrict its use
+        #[arg(long)]
+        accept_terms: bool,
+    },
+    /// Say what is in a model: architecture, parameters, bytes, capabilities
+    Inspect {
+        /// Its name, or a GGUF file, or a Hugging Face folder
+        model: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(crate) fn run(command: Command) -> Result<()> {
+    match command {
+        Command::List => list(),
+        Command::Fetch { name, accept_terms } => {
+            let fetched = Setup::new(Home::locate()?).fetch(models::find(&name)?, accept_terms)?;
+            println!("{}", fetched.path.display());
+            Ok(())
+        }
+        Command::Inspect { model, json } => inspect(&model, json),
+    }
+}
+
+fn list() -> Result<()> {
+    let home = Home::locate()?;
+    for entry in CATALOGUE {
+        let state = if entry.path(&home).exists() { "fetched" } else { "not fetched" };
+        println!("{} ({}, {:.1} MB, {state})", entry.name, entry.kind, entry.bytes() as f64 / 1e6);
+        println!("    {}", entry.about);
+        println!("    {}; {}", entry.licence.name, entry.origin);
+    }
+    println!("\nin {}", home.root().display());
+    Ok(())
+}
+
+/// The path of a model given by name or by path.
+fn locate(model: &str) -> Result<PathBuf> {
+    if Path::new(model).exists() {
+        return Ok(model.into());
+    }
+    let entry =
+        models::find(model).with_context(|| format!("{model:?} is neither a path nor a known model"))?;
+    let home = Home::locate()?;
+    home.model(entry.name)?;
+    Ok(entry.path(&home))
+}
+
+fn inspect(model: &str, json: bool) -> Result<()> {
+    let inspection = models::inspect(&locate(model)?)?;
+    match json {
+        true => println!("{}", serde_json::to_string_pretty(&inspection)?),
+        false => print!("{inspection}"),
+    }
+    Ok(())
+}
