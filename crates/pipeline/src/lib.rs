@@ -2,10 +2,18 @@
 #![forbid(unsafe_code)]
 
 pub mod book;
+mod error;
 pub mod experiments;
+pub mod machine;
 pub mod models;
+pub mod plots;
 pub mod register;
+pub mod report;
+pub mod results;
 pub mod setup;
+pub mod steps;
 mod suggest;
+pub mod tables;
 
+pub use error::{PipelineError, Result};
 pub(crate) use suggest::near;

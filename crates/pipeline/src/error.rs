@@ -1,0 +1,80 @@
+use std::path::Path;
+
+/// Result of the machinery around experiments.
+pub type Result<T, E = PipelineError> = std::result::Result<T, E>;
+
+/// What can go wrong around an experiment.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PipelineError {
+    /// A folder or file that cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The path.
+        path: String,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// A result or step file that is not what it should be.
+    #[error("{path}: {why}")]
+    Malformed {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Another run holds the folder.
+    #[error("{path}: another run is writing here; wait for it, or name another folder with --results")]
+    Busy {
+        /// The folder.
+        path: String,
+    },
+    /// The user interrupted the run.
+    #[error("interrupted; what was finished is kept in {path}: run the same command again to go on")]
+    Interrupted {
+        /// The folder.
+        path: String,
+    },
+    /// A plot that cannot be drawn.
+    #[error("plot {title}: {why}")]
+    Plot {
+        /// Its title.
+        title: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A report that cannot be rendered.
+    #[error("report: {0}")]
+    Report(String),
+    /// A step failed.
+    #[error("step {id}: {source}")]
+    Step {
+        /// The step.
+        id: String,
+        /// What went wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl PipelineError {
+    pub(crate) fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().display().to_string(), source }
+    }
+
+    pub(crate) fn malformed(path: impl AsRef<Path>, why: impl Into<String>) -> Self {
+        Self::Malformed { path: path.as_ref().display().to_string(), why: why.into() }
+    }
+}
+
+/// Writes a file whole or not at all.
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file =
+        tempfile::NamedTempFile::new_in(folder).map_err(|source| PipelineError::io(folder, source))?;
+    file.write_all(bytes)
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(|source| PipelineError::io(path, source))?;
+    file.persist(path).map_err(|error| PipelineError::io(path, error.error))?;
+    Ok(())
+}
