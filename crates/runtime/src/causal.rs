@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use ort::session::{IoBinding, Session};
 use ort::value::Tensor;
@@ -66,6 +67,14 @@ impl OnnxCausal {
         let folder = tempfile::tempdir().map_err(|source| RuntimeError::io(std::env::temp_dir(), source))?;
         let exported = export::write(network, &export, folder.path())?;
         Self::load(name, network, &exported, &export, options, Some(folder))
+    }
+
+    /// Time spent inside ONNX Runtime's own calls so far. What a step takes beyond it is ours: masks, cache,
+    /// rows in and out, logits.
+    pub fn time_inside(&self) -> Duration {
+        self.stack.segments.iter().map(|segment| segment.inside).sum::<Duration>()
+            + self.head.inside
+            + self.final_norm.inside
     }
 
     fn load(
@@ -149,6 +158,7 @@ struct Rows {
     binding: IoBinding,
     memory: ort::memory::MemoryInfo<'static>,
     output: &'static str,
+    inside: Duration,
 }
 
 impl Rows {
@@ -157,7 +167,7 @@ impl Rows {
         let binding = session.create_binding()?;
         use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::CPUOutput)?;
-        Ok(Self { session, binding, memory, output })
+        Ok(Self { session, binding, memory, output, inside: Duration::ZERO })
     }
 
     fn run<T>(
@@ -170,7 +180,9 @@ impl Rows {
         let x = Tensor::from_array(([rows, width], x)).map_err(backend)?;
         self.binding.bind_input("x", &x).map_err(backend)?;
         self.binding.bind_output_to_device(self.output, &self.memory).map_err(backend)?;
+        let clock = Instant::now();
         let outputs = self.session.run_binding(&self.binding).map_err(backend)?;
+        self.inside += clock.elapsed();
         let (_, values) = outputs[self.output].try_extract_tensor::<f32>().map_err(backend)?;
         read(values)
     }

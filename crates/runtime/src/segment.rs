@@ -49,7 +49,11 @@ pub(crate) struct Segment {
     window: Option<usize>,
     has_full: bool,
     names: Vec<[String; 2]>,
+    /// Outputs, besides the cache, that are bound.
+    bound: Vec<String>,
     output_memory: MemoryInfo<'static>,
+    /// Time spent inside ONNX Runtime's own call.
+    pub inside: std::time::Duration,
 }
 
 impl Segment {
@@ -95,7 +99,9 @@ impl Segment {
             window,
             has_full,
             names,
+            bound: Vec::new(),
             output_memory,
+            inside: std::time::Duration::ZERO,
         })
     }
 
@@ -155,18 +161,31 @@ impl Segment {
             }
             Buffers::Copied { tensors, rows } => {
                 let Sizes { kv_heads, head_dim, .. } = self.sizes;
-                for ([past, present], values) in self.names.iter().zip(tensors) {
+                for ([past, _], values) in self.names.iter().zip(tensors) {
                     let tensor = Tensor::from_array(([1, kv_heads, *rows, head_dim], values.clone()));
                     self.binding.bind_input(past, &tensor.map_err(backend)?).map_err(backend)?;
-                    self.binding.bind_output_to_device(present, &self.output_memory).map_err(backend)?;
                 }
             }
         }
-        // Outputs are bound anew each time: a binding keeps the last run's tensors and their shapes.
-        for &name in wanted {
+        // A binding keeps the last run's tensors and their shapes: outputs are bound anew each time, and those
+        // that are not wanted any more have to go.
+        if self.bound != wanted {
+            self.binding.clear_outputs();
+            if let Buffers::Shared { tensors, .. } = &mut self.buffers {
+                for ([_, present], tensor) in self.names.iter().zip(tensors) {
+                    self.binding.bind_output(present, tensor).map_err(backend)?;
+                }
+            }
+            self.bound = wanted.iter().map(|&name| name.to_owned()).collect();
+        }
+        let copied = matches!(self.buffers, Buffers::Copied { .. });
+        let present = self.names.iter().map(|[_, present]| present.as_str()).filter(|_| copied);
+        for name in wanted.iter().copied().chain(present) {
             self.binding.bind_output_to_device(name, &self.output_memory).map_err(backend)?;
         }
+        let clock = std::time::Instant::now();
         let outputs = self.session.run_binding(&self.binding).map_err(backend)?;
+        self.inside += clock.elapsed();
         for (index, &name) in wanted.iter().enumerate() {
             let (_, values) = outputs[name].try_extract_tensor::<f32>().map_err(backend)?;
             read(index, values);

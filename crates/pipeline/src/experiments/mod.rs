@@ -5,6 +5,8 @@
 //! and fetched before it runs.
 
 mod options;
+mod quickstart;
+pub mod width_cost;
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +18,7 @@ use crate::models;
 use crate::setup::{Setup, SetupError};
 
 /// Every experiment, in the order listed to users.
-pub const ALL: &[&Experiment] = &[];
+pub const ALL: &[&Experiment] = &[&quickstart::QUICKSTART, &width_cost::WIDTH_COST];
 
 /// Options that every experiment has.
 pub const COMMON: &[Choice] = &[
@@ -175,6 +177,15 @@ impl Context {
     /// Whether nothing is to be shown on the terminal.
     pub fn is_quiet(&self) -> bool {
         self.quiet
+    }
+
+    /// Shows a text on standard output, unless the context is quiet.
+    pub fn show(&self, text: &str) {
+        use std::io::Write;
+        if !self.quiet {
+            // A closed pipe is no reason to lose a result.
+            let _ = writeln!(std::io::stdout(), "{text}");
+        }
     }
 
     /// Where libraries, models and data sets lie.
