@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{GraphError, Result, Tensor};
+use crate::{GraphError, Result};
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
@@ -46,22 +46,6 @@ impl Drop for Pending {
         // After `finish` the temporary name is gone and this does nothing.
         let _ = std::fs::remove_file(&self.temporary);
     }
-}
-
-/// Writes a head and then the numbers of tensors, one tensor in memory at a time.
-pub(crate) fn write(
-    path: &Path,
-    head: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
-    tensors: impl Iterator<Item = Tensor>,
-) -> Result<()> {
-    let mut pending = Pending::create(path)?;
-    let mut bytes = Vec::new();
-    head(&mut bytes).map_err(|source| GraphError::io(path, source))?;
-    pending.write(&bytes)?;
-    for tensor in tensors {
-        pending.write(&le_bytes(&tensor.to_f32()?))?;
-    }
-    pending.finish()
 }
 
 /// Little-endian bytes of numbers.

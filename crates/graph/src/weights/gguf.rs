@@ -42,7 +42,7 @@ impl Gguf {
     pub fn open(path: &Path) -> Result<Self> {
         let file = Mapped::open(path)?;
         let malformed = |why: String| GraphError::malformed(path, why);
-        let mut reader = Reader { bytes: file.bytes(), at: 0 };
+        let mut reader = Reader { bytes: file.bytes(), at: 0, values: 0 };
         let header =
             read_header(&mut reader).map_err(|why| malformed(format!("{why} (at byte {})", reader.at)))?;
         if let Some(Metadata::Int(parts)) = header.metadata.get("split.count")
@@ -99,7 +99,10 @@ impl Gguf {
         &self.weights
     }
 
-    /// The blocks of a tensor as they lie in the file.
+    /// The blocks of a tensor as they lie in the file, row by row.
+    ///
+    /// # Errors
+    /// No such tensor.
     pub fn raw(&self, name: &str) -> Result<(Encoding, &[u8])> {
         let stored = self.weights.stored(name)?;
         Ok((stored.encoding, &self.file.bytes()[self.places[name].clone()]))
@@ -175,7 +178,8 @@ pub(super) struct FileTensor {
 
 impl FileTensor {
     pub(super) fn new(file: Mapped, place: Range<usize>, encoding: Encoding, shape: &[usize]) -> Self {
-        let row = shape.get(1..).map_or(1, |rest| rest.iter().product());
+        // A shape with a 0 in front may overflow behind it, and has no numbers to read.
+        let row = shape.get(1..).map_or(Some(1), checked_count).unwrap_or(0);
         Self { file, place, encoding, row }
     }
 }
@@ -212,7 +216,13 @@ struct TensorInfo {
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Metadata values so far.
+    values: usize,
 }
+
+/// More metadata values than this are refused, since a byte of the file becomes a [`Metadata`]. Large
+/// vocabularies need about a million.
+const MOST_VALUES: usize = 1 << 23;
 
 type Parse<T> = std::result::Result<T, String>;
 
@@ -246,6 +256,10 @@ impl<'a> Reader<'a> {
     }
 
     fn value(&mut self, kind: u32, nested: bool) -> Parse<Metadata> {
+        self.values += 1;
+        if self.values > MOST_VALUES {
+            return Err(format!("more than {MOST_VALUES} metadata values"));
+        }
         Ok(match kind {
             0 => Metadata::Int(u8::from_le_bytes(self.array()?).into()),
             1 => Metadata::Int(i8::from_le_bytes(self.array()?).into()),
@@ -282,6 +296,9 @@ fn read_header(reader: &mut Reader<'_>) -> Parse<Header> {
         return Err("not a GGUF file".into());
     }
     let version = reader.u32()?;
+    if (2..=3).contains(&version.swap_bytes()) {
+        return Err("a big-endian file; only little-endian ones are read".into());
+    }
     if !(2..=3).contains(&version) {
         return Err(format!("GGUF version {version}; 2 and 3 are read"));
     }
@@ -317,6 +334,8 @@ fn read_header(reader: &mut Reader<'_>) -> Parse<Header> {
             6 => Encoding::Q5_0,
             7 => Encoding::Q5_1,
             8 => Encoding::Q8_0,
+            10 => Encoding::Q2K,
+            11 => Encoding::Q3K,
             12 => Encoding::Q4K,
             13 => Encoding::Q5K,
             14 => Encoding::Q6K,

@@ -28,8 +28,8 @@ impl Mapped {
         }
         let file = File::open(path).map_err(|source| GraphError::io(path, source))?;
         // SAFETY: the map is read only and private to this process. Another process that writes to the file
-        // can change the bytes, which are only ever read as plain numbers; one that truncates it can end this
-        // process, which the module documents.
+        // can change the bytes, which are only ever read as plain numbers (texts are copied before they are
+        // checked); one that truncates it can end this process, which the module documents.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| GraphError::io(path, source))?;
         Ok(Self { path: Arc::new(path.to_path_buf()), map: Arc::new(map) })
     }
