@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use pilotfish_pipeline::PipelineError;
 use pilotfish_pipeline::experiments::ExperimentError;
 use pilotfish_pipeline::setup::SetupError;
 
@@ -41,7 +42,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "NAME [--OPTION VALUE]...")]
         words: Vec<String>,
     },
-    /// Say where the newest report is
+    /// Write the page that lists all reports, and say where it and the newest report are
     Report(report::Arguments),
     /// Run a benchmark; without a name, list them
     Bench {
@@ -121,7 +122,10 @@ fn exit_code(error: &anyhow::Error) -> u8 {
                 .downcast_ref::<SetupError>()
                 .is_some_and(|error| matches!(error, SetupError::Unknown { .. } | SetupError::Terms { .. }))
     });
-    let interrupted = error.chain().any(|cause| cause.is::<cargo::Interrupted>());
+    let interrupted = error.chain().any(|cause| {
+        cause.is::<cargo::Interrupted>()
+            || matches!(cause.downcast_ref(), Some(PipelineError::Interrupted { .. }))
+    });
     match (usage, interrupted) {
         (true, _) => 2,
         (_, true) => 130,

@@ -5,7 +5,10 @@ use std::path::{Component, Path, PathBuf};
 
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
+use crate::error::PipelineError;
 use crate::register::{PAGE, Register, RegisterError};
+use crate::report;
+use crate::results::ResultFile;
 
 /// Committed results, one folder an experiment, relative to the workspace.
 pub const RESULTS: &str = "docs/results";
@@ -32,6 +35,9 @@ pub enum BookError {
     /// The register is wrong.
     #[error(transparent)]
     Register(#[from] RegisterError),
+    /// A committed result is wrong.
+    #[error(transparent)]
+    Result(#[from] PipelineError),
     /// The table of contents lacks the place where experiments go.
     #[error("{SUMMARY} has no lines `{BEGIN}` and `{END}`, between which the experiments are listed")]
     NoMarkers,
@@ -74,15 +80,20 @@ pub fn generated(root: &Path) -> Result<BTreeMap<PathBuf, String>> {
     Ok(pages)
 }
 
-/// A page for every folder of committed results that holds `run.json` and the `report.md` made from it.
+/// A page for every folder of committed results that holds a `run.json`.
 fn result_pages(root: &Path) -> Result<BTreeMap<String, String>> {
     let mut pages = BTreeMap::new();
     for entry in std::fs::read_dir(root.join(RESULTS)).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let [run, report] = ["run.json", "report.md"].map(|file| entry.path().join(file));
-        if run.is_file() && report.is_file() {
-            let note = format!("\n<!-- Written by `cargo xtask docs` from {RESULTS}/{name}. -->\n");
-            pages.insert(name, read(&report)? + &note);
+        let run = entry.path().join("run.json");
+        if run.is_file() {
+            let result = ResultFile::read(&run)?;
+            let text = format!(
+                "# {}\n\n<!-- Written by `cargo xtask docs` from {RESULTS}/{name}/run.json. -->\n\n{}",
+                result.title,
+                report::markdown(&result)?
+            );
+            pages.insert(name, text);
         }
     }
     Ok(pages)
@@ -321,9 +332,11 @@ mod tests {
 
     #[test]
     fn committed_results_become_pages_and_go_with_their_results() {
+        let result =
+            ResultFile { title: "Quick start".into(), summary: "It runs.".into(), ..ResultFile::default() };
+        let run = serde_json::to_string(&result).unwrap();
         let root = workspace(&[
-            ("docs/results/quickstart/run.json", "{}"),
-            ("docs/results/quickstart/report.md", "# Quick start\n\n| a |\n|---|\n| 1 |\n"),
+            ("docs/results/quickstart/run.json", &run),
             ("docs/results/halfway/report.md", "# No run"),
         ]);
         write(root.path()).unwrap();
@@ -331,6 +344,10 @@ mod tests {
         let summary = read(&root.path().join(SUMMARY)).unwrap();
         assert!(summary.contains("  - [Quick start](experiments/quickstart.md)\n"), "{summary}");
         assert!(!summary.contains("halfway"));
+        let page = read(&root.path().join(EXPERIMENTS).join("quickstart.md")).unwrap();
+        assert!(page.starts_with("# Quick start\n") && page.contains("It runs."), "{page}");
+        std::fs::write(root.path().join("docs/results/quickstart/run.json"), &run[..run.len() / 2]).unwrap();
+        assert!(matches!(check(root.path()), Err(BookError::Result(_))));
         std::fs::remove_dir_all(root.path().join("docs/results/quickstart")).unwrap();
         let error = check(root.path()).unwrap_err().to_string();
         assert!(error.contains("quickstart.md (its result is gone"), "{error}");
