@@ -20,7 +20,19 @@ pub enum EvaluationError {
         /// Items of the second.
         right: usize,
     },
-    /// A measurement that is not a finite number, or not above 0 where a ratio is taken.
+    /// An item measured with one method alone.
+    #[error("item {id:?} was measured with only one of the two methods")]
+    Unpaired {
+        /// Its identifier.
+        id: String,
+    },
+    /// An item measured twice with one method.
+    #[error("item {id:?} was measured twice with one method")]
+    Twice {
+        /// Its identifier.
+        id: String,
+    },
+    /// A measurement that is not a finite number, or outside its range.
     #[error("item {index}: {value} cannot be compared")]
     BadValue {
         /// Item.

@@ -7,11 +7,13 @@
 
 mod error;
 mod formula;
+mod items;
 mod paired;
 mod perplexity;
 pub mod prompts;
 
 pub use error::{EvaluationError, Result};
-pub use formula::{expected_tokens, speed_up};
-pub use paired::{Comparison, Effect, Interval, PairedConfig, compare, holm, median};
+pub use formula::{WidthModel, best_drafts, expected_tokens, speed_up};
+pub use items::{ByCategory, Item, by_category, pair};
+pub use paired::{Comparison, Effect, Interval, IntervalKind, PairedConfig, compare, holm, median};
 pub use perplexity::{Perplexity, PerplexityConfig, perplexity};

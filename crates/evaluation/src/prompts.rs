@@ -66,7 +66,10 @@ pub fn read(path: &Path) -> Result<Vec<Prompt>> {
 pub fn gsm8k_answer(solution: &str) -> Option<String> {
     let (_, tail) = solution.rsplit_once("####")?;
     let number: String = tail.split_whitespace().next()?.chars().filter(|c| *c != ',' && *c != '$').collect();
-    number.parse::<f64>().ok().map(|_| number)
+    let number = number.strip_suffix('.').unwrap_or(&number);
+    // Words such as `inf` and `nan` parse as well.
+    let digits = number.bytes().all(|byte| byte.is_ascii_digit() || b"+-.".contains(&byte));
+    (digits && number.parse::<f64>().is_ok()).then(|| number.to_owned())
 }
 
 fn parse(name: &str, source: impl Read, mut format: Option<Format>) -> Result<Vec<Prompt>> {
@@ -134,7 +137,11 @@ fn convert(json: &Json, format: Format, line: usize) -> std::result::Result<Prom
     match format {
         Format::Own => serde_json::from_value(json.clone()).map_err(|error| error.to_string()),
         Format::SpecBench => {
-            let id = json.get("question_id").map(Json::to_string).unwrap_or_default();
+            let id = match json.get("question_id") {
+                Some(Json::String(id)) => id.clone(),
+                Some(Json::Number(id)) => id.to_string(),
+                _ => return Err("question_id is neither a number nor a text".into()),
+            };
             let turns = json.get("turns").and_then(Json::as_array).ok_or("turns is not a list")?;
             let turns =
                 turns.iter().map(|turn| turn.as_str().map(str::to_owned).ok_or("a turn is not a text"));
@@ -144,7 +151,7 @@ fn convert(json: &Json, format: Format, line: usize) -> std::result::Result<Prom
                 _ => "mt_bench".into(),
             };
             let turns = turns.collect::<std::result::Result<_, _>>()?;
-            Ok(Prompt { id: id.trim_matches('"').into(), category, turns, reference: None })
+            Ok(Prompt { id, category, turns, reference: None })
         }
         Format::Gsm8k => Ok(Prompt {
             id: format!("gsm8k-{line}"),
@@ -178,6 +185,17 @@ mod tests {
         prompts.iter().for_each(|prompt| *counts.entry(prompt.category.as_str()).or_insert(0) += 1);
         let want = ["math_reasoning", "mt_bench", "qa", "rag", "summarization", "translation"];
         assert_eq!(counts.into_iter().collect::<Vec<_>>(), want.map(|category| (category, 6)));
+        for prompt in &prompts {
+            let words = prompt.turns[0].split_whitespace().count();
+            match prompt.category.as_str() {
+                // Passages to copy from.
+                "rag" | "summarization" => {
+                    assert!((120..=250).contains(&words), "{}: {words} words", prompt.id)
+                }
+                "mt_bench" => assert_eq!(prompt.turns.len(), 2, "{}", prompt.id),
+                _ => assert_eq!(prompt.turns.len(), 1, "{}", prompt.id),
+            }
+        }
     }
 
     #[test]
@@ -211,6 +229,93 @@ mod tests {
         assert!(lines("{\"what\": 1}").expect_err("unknown").to_string().contains("no known layout"));
         assert!(parse("test", &b"\xff\xfe{}"[..], None).is_err());
         assert!(read(Path::new("/does/not/exist")).is_err());
+    }
+
+    #[test]
+    fn what_a_layout_lacks_is_named() {
+        let spec = "{\"question_id\": 81, \"category\": \"writing\", \"turns\": [\"a\"]}";
+        let gsm = "{\"question\": \"q\", \"answer\": \"#### 1\"}";
+        let human = "{\"task_id\": \"H/0\", \"prompt\": \"def f():\"}";
+        for (first, bad, why) in [
+            (spec, "{\"category\": \"qa\", \"turns\": [\"a\"]}", "question_id"),
+            (spec, "{\"question_id\": null, \"category\": \"qa\", \"turns\": [\"a\"]}", "question_id"),
+            (spec, "{\"question_id\": 82, \"turns\": [\"a\"]}", "category"),
+            (spec, "{\"question_id\": 82, \"category\": \"qa\", \"turns\": \"a\"}", "turns"),
+            (spec, "{\"question_id\": 82, \"category\": \"qa\", \"turns\": [1]}", "a turn"),
+            (spec, "{\"question_id\": 82, \"category\": \"qa\", \"turns\": []}", "empty"),
+            (spec, "{\"question_id\": \"81\", \"category\": \"qa\", \"turns\": [\"a\"]}", "twice"),
+            (gsm, "{\"question\": 1, \"answer\": \"#### 1\"}", "question"),
+            (gsm, "{\"question\": \"q\"}", "answer"),
+            (human, "{\"task_id\": \"H/1\"}", "prompt"),
+            (human, "{\"task_id\": \"H/0\", \"prompt\": \"x\"}", "twice"),
+            (human, "[1, 2]", "task_id"),
+            (human, "\"text\" 1", "trailing"),
+        ] {
+            let error = lines(&format!("{first}\n{bad}\n")).expect_err(bad).to_string();
+            assert!(error.starts_with("test, line 2: ") && error.contains(why), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn numbers_after_the_marks() {
+        for (solution, want) in [
+            ("#### 18", Some("18")),
+            ("####18.", Some("18")),
+            ("a #### 1\nb\n#### $2,400 a year", Some("2400")),
+            ("#### -0.5", Some("-0.5")),
+            ("#### nan", None),
+            ("#### inf", None),
+            ("#### 1e5", None),
+            ("#### twelve", None),
+            ("####", None),
+            ("#### .", None),
+            ("18", None),
+        ] {
+            assert_eq!(gsm8k_answer(solution).as_deref(), want, "{solution}");
+        }
+    }
+
+    #[test]
+    fn endless_lines_are_given_up() {
+        struct Endless(usize);
+        impl Read for Endless {
+            fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+                self.0 += buffer.len();
+                buffer.fill(b' ');
+                Ok(buffer.len())
+            }
+        }
+        let mut source = Endless(0);
+        let error = parse("test", &mut source, None).expect_err("endless").to_string();
+        assert!(error.contains("line 1: longer than 16 MB"), "{error}");
+        assert!(source.0 as u64 <= LONGEST_LINE + (1 << 16), "{} bytes were read", source.0);
+        let deep = "[".repeat(100_000);
+        assert!(lines(&deep).expect_err("too deep").to_string().contains("recursion"));
+        assert!(matches!(read(Path::new("/")), Err(EvaluationError::Io { .. })));
+    }
+
+    #[test]
+    fn cut_anywhere() {
+        let whole = "{\"question_id\": 81, \"category\": \"writing\", \"turns\": [\"\u{e9}\", \"b\"]}\r\n{\"question_id\": 82, \"category\": \"qa\", \"turns\": [\"c\"]}\n";
+        let first = whole.find('\r').expect("two lines");
+        let second = whole.len() - 1;
+        for cut in 0..whole.len() {
+            match parse("test", &whole.as_bytes()[..cut], None) {
+                Ok(prompts) => {
+                    let want = match cut {
+                        0 => 0,
+                        cut if (first..=first + 2).contains(&cut) => 1,
+                        cut if cut == second => 2,
+                        _ => panic!("cut at {cut}: {prompts:?}"),
+                    };
+                    assert_eq!(prompts.len(), want, "cut at {cut}");
+                }
+                Err(EvaluationError::Line { line, .. }) => {
+                    assert_eq!(line, 1 + usize::from(cut > first), "cut at {cut}")
+                }
+                Err(other) => panic!("cut at {cut}: {other}"),
+            }
+        }
     }
 
     proptest! {

@@ -166,7 +166,7 @@ fn run(context: &Context) -> Outcome {
     let diverging = pairs.iter().filter(|pair| pair.divergence.is_some()).count();
     let weights = (model.info().body_bytes + model.info().head_bytes) as f64;
     let plain_mbs = weights / 1e6 / (costs[0].milliseconds / 1e3);
-    let worst = categories.iter().min_by(|a, b| a.1.ratio.value.total_cmp(&b.1.ratio.value));
+    let worst = categories.iter().min_by(|a, b| speed_up(&a.1).value.total_cmp(&speed_up(&b.1).value));
     let result = ResultFile {
         experiment: QUICKSTART.name.into(),
         title: format!("Prompt look-up against plain decoding: {}", model.info().name),
@@ -176,8 +176,8 @@ fn run(context: &Context) -> Outcome {
             pairs.len(),
             categories.len(),
             mean_accepted(&pairs),
-            ratio(&overall.ratio),
-            worst.map_or("none".into(), |(name, c)| format!("{:.2}x ({name})", c.ratio.value)),
+            ratio(&speed_up(&overall)),
+            worst.map_or("none".into(), |(name, c)| format!("{:.2}x ({name})", speed_up(c).value)),
             exactness(diverging, pairs.len()),
         ),
         config: serde_json::json!({ "options": options, "lookup": { "longest": lookup.longest, "shortest": lookup.shortest, "draft": lookup.draft } }),
@@ -253,6 +253,11 @@ fn mean_accepted(pairs: &[Pair]) -> f64 {
     rounds.iter().sum::<usize>() as f64 / rounds.len().max(1) as f64
 }
 
+/// The ratio, which exists wherever plain decoding emits anything.
+fn speed_up(comparison: &Comparison) -> Effect {
+    comparison.ratio.unwrap_or(Effect { value: 0.0, interval: None })
+}
+
 fn ratio(effect: &Effect) -> String {
     match effect.interval {
         Some(interval) => format!("{:.2}x [{:.2}, {:.2}]", effect.value, interval.low, interval.high),
@@ -280,7 +285,7 @@ fn main_table(pairs: &[Pair], overall: &Comparison, categories: &Categories) -> 
         "identical",
     ];
     let mut table = Table::new("Plain greedy decoding against prompt look-up, paired by prompt", &header);
-    let worst = categories.iter().map(|(_, c)| c.ratio.value).fold(f64::MAX, f64::min);
+    let worst = categories.iter().map(|(_, c)| speed_up(c).value).fold(f64::MAX, f64::min);
     for (name, comparison) in categories.iter().map(|(name, c)| (name.as_str(), c)).chain([("all", overall)])
     {
         let mine = || pairs.iter().filter(|pair| name == "all" || pair.category == name);
@@ -294,13 +299,13 @@ fn main_table(pairs: &[Pair], overall: &Comparison, categories: &Categories) -> 
             comparison.n.to_string(),
             format!("{:.1}", comparison.mean_b),
             format!("{:.1}", comparison.mean_a),
-            ratio(&comparison.ratio),
+            ratio(&speed_up(comparison)),
             format!("{decode:.2}x"),
             format!("{:.2}", mean_accepted(&group)),
             format!("{:.1}", ledger.drafted as f64 / (ledger.accepted as f64).max(1.0)),
             format!("{same}/{}", comparison.n),
         ]);
-        if name != "all" && comparison.ratio.value == worst {
+        if name != "all" && speed_up(comparison).value == worst {
             table.set_off();
         }
     }
@@ -367,8 +372,8 @@ fn notes(
 fn speed_plot(categories: &Categories) -> Plot {
     let point = |(x, (_, comparison)): (usize, &(String, Comparison))| Point {
         x: x as f64,
-        y: comparison.ratio.value,
-        interval: comparison.ratio.interval.map(|interval| (interval.low, interval.high)),
+        y: speed_up(comparison).value,
+        interval: speed_up(comparison).interval.map(|interval| (interval.low, interval.high)),
     };
     Plot {
         title: "Speed-up over plain decoding by category".into(),
