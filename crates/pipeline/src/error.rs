@@ -66,15 +66,24 @@ impl PipelineError {
     }
 }
 
-/// Writes a file whole or not at all.
+/// Writes a file whole or not at all, with the permissions that any new file has here.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file =
-        tempfile::NamedTempFile::new_in(folder).map_err(|source| PipelineError::io(folder, source))?;
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".part-");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).map_err(|source| PipelineError::io(folder, source))?;
     file.write_all(bytes)
         .and_then(|()| file.as_file().sync_all())
         .map_err(|source| PipelineError::io(path, source))?;
     file.persist(path).map_err(|error| PipelineError::io(path, error.error))?;
+    // The name lasts when its folder does. Not every file system can be asked.
+    #[cfg(unix)]
+    let _ = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
     Ok(())
 }

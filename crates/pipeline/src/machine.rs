@@ -57,21 +57,33 @@ pub fn peak_memory_mb() -> Option<f64> {
     Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
 }
 
-/// The commit checked out in a repository, read from its files.
+/// The commit checked out in a repository or worktree, read from its files.
 pub fn commit(root: &Path) -> Option<String> {
-    let git = root.join(".git");
-    let head = std::fs::read_to_string(git.join("HEAD")).ok()?;
-    let Some(reference) = head.trim().strip_prefix("ref: ") else { return Some(head.trim().to_owned()) };
-    if let Ok(commit) = std::fs::read_to_string(git.join(reference)) {
-        return Some(commit.trim().to_owned());
+    let read = |path: &Path| Some(std::fs::read_to_string(path).ok()?.trim().to_owned());
+    let mut git = root.join(".git");
+    // A worktree names its folder in a file, and that folder names the repository's.
+    if let Some(link) = read(&git) {
+        git = root.join(link.strip_prefix("gitdir: ")?);
     }
-    let packed = std::fs::read_to_string(git.join("packed-refs")).ok()?;
-    packed.lines().find_map(|line| line.strip_suffix(reference)?.split_whitespace().next().map(str::to_owned))
+    let head = read(&git.join("HEAD"))?;
+    let Some(reference) = head.strip_prefix("ref: ") else { return Some(head) };
+    let common = read(&git.join("commondir")).map_or(git.clone(), |common| git.join(common));
+    if let Some(commit) = read(&common.join(reference)) {
+        return Some(commit);
+    }
+    let packed = read(&common.join("packed-refs"))?;
+    packed.lines().find_map(|line| match line.split_once(' ') {
+        Some((commit, name)) if name == reference => Some(commit.to_owned()),
+        _ => None,
+    })
 }
 
 /// The time as `2026-11-24T13:05:00Z`.
 pub fn now() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    utc(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()))
+}
+
+fn utc(seconds: u64) -> String {
     let (days, rest) = ((seconds / 86_400) as i64, seconds % 86_400);
     // Civil date from days since 1970-01-01: years begin in March, eras have 400 years.
     let shifted = days + 719_468;
@@ -105,11 +117,39 @@ mod tests {
         std::fs::create_dir_all(git.join("refs/heads")).expect("writable");
         assert_eq!(commit(folder.path()), None);
         std::fs::write(git.join("HEAD"), "ref: refs/heads/main\n").expect("writable");
-        std::fs::write(git.join("packed-refs"), "# pack-refs\nabc1 refs/heads/main\n").expect("writable");
+        std::fs::write(
+            git.join("packed-refs"),
+            "# pack-refs\nabc0 refs/original/refs/heads/main\nabc1 refs/heads/main\n",
+        )
+        .expect("writable");
         assert_eq!(commit(folder.path()).as_deref(), Some("abc1"));
         std::fs::write(git.join("refs/heads/main"), "abc2\n").expect("writable");
         assert_eq!(commit(folder.path()).as_deref(), Some("abc2"));
         std::fs::write(git.join("HEAD"), "abc3\n").expect("writable");
         assert_eq!(commit(folder.path()).as_deref(), Some("abc3"));
+        let tree = tempfile::tempdir().expect("a folder");
+        let own = git.join("worktrees/tree");
+        std::fs::create_dir_all(&own).expect("writable");
+        std::fs::write(own.join("HEAD"), "ref: refs/heads/main\n").expect("writable");
+        std::fs::write(own.join("commondir"), "../..\n").expect("writable");
+        std::fs::write(tree.path().join(".git"), format!("gitdir: {}\n", own.display())).expect("writable");
+        assert_eq!(commit(tree.path()).as_deref(), Some("abc2"));
+        std::fs::write(tree.path().join(".git"), "nonsense").expect("writable");
+        assert_eq!(commit(tree.path()), None);
+    }
+
+    #[test]
+    fn known_times() {
+        // By `date -u -d @N +%FT%TZ`.
+        for (seconds, want) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_709_251_199, "2024-02-29T23:59:59Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(utc(seconds), want);
+        }
     }
 }

@@ -61,15 +61,20 @@ impl ResultFile {
     }
 
     /// Writes it into a folder as `run.json`, with `report.html` and `report.md` beside it; each file appears
-    /// whole or not at all. Returns the paths of the result and of the report.
+    /// whole or not at all, and none if the report cannot be made. Returns the paths of the result and of the
+    /// report.
+    ///
+    /// # Errors
+    /// A plot that cannot be drawn; a folder or file that cannot be written.
     pub fn write(&self, folder: &Path) -> Result<(PathBuf, PathBuf)> {
-        std::fs::create_dir_all(folder).map_err(|source| PipelineError::io(folder, source))?;
         let (result, report) = (folder.join("run.json"), folder.join("report.html"));
         let json = serde_json::to_vec_pretty(self)
             .map_err(|error| PipelineError::malformed(&result, error.to_string()))?;
+        let (html, markdown) = (crate::report::html(self)?, crate::report::markdown(self)?);
+        std::fs::create_dir_all(folder).map_err(|source| PipelineError::io(folder, source))?;
         write_atomic(&result, &json)?;
-        write_atomic(&report, crate::report::html(self)?.as_bytes())?;
-        write_atomic(&folder.join("report.md"), crate::report::markdown(self)?.as_bytes())?;
+        write_atomic(&report, html.as_bytes())?;
+        write_atomic(&folder.join("report.md"), markdown.as_bytes())?;
         Ok((result, report))
     }
 }
@@ -96,6 +101,79 @@ mod tests {
         }
         assert!(ResultFile::read(&folder.path().join("none")).is_err());
         assert!(ResultFile::read(folder.path()).is_err());
+    }
+
+    #[test]
+    fn flipped_bits_are_refused_or_harmless() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let result = ResultFile { seeds: vec![7], load: [Some(0.5), None], ..ResultFile::default() };
+        let (path, _) = result.write(folder.path()).expect("writable");
+        let bytes = std::fs::read(&path).expect("there");
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut spoilt = bytes.clone();
+                spoilt[at] ^= 1 << bit;
+                std::fs::write(&path, &spoilt).expect("writable");
+                match ResultFile::read(&path) {
+                    Ok(_) => {}
+                    Err(PipelineError::Malformed { path: named, .. }) => assert!(named.ends_with("run.json")),
+                    Err(other) => panic!("byte {at}, bit {bit}: {other}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_drawn_leaves_the_last_result_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut result = ResultFile { title: "old".into(), ..ResultFile::default() };
+        let (path, _) = result.write(folder.path()).expect("writable");
+        result.title = "new".into();
+        result.plots.push(Plot {
+            title: "nothing".into(),
+            x: String::new(),
+            y: String::new(),
+            kind: crate::plots::Kind::Lines,
+            series: vec![],
+            reference: None,
+        });
+        assert!(matches!(result.write(folder.path()), Err(PipelineError::Plot { .. })));
+        assert_eq!(ResultFile::read(&path).expect("whole").title, "old");
+        let missing = folder.path().join("missing");
+        assert!(result.write(&missing).is_err() && !missing.exists());
+        assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 3, "no temporary files");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_replaced_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(folder.path().join("report.html")).expect("writable");
+        let error = ResultFile::default().write(folder.path()).expect_err("a folder in the way").to_string();
+        assert!(error.contains("report.html"), "{error}");
+        let left = std::fs::read_dir(folder.path()).expect("readable").flatten();
+        assert!(left.into_iter().all(|entry| !entry.file_name().to_string_lossy().starts_with(".part-")));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn results_are_as_readable_as_any_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, _) = ResultFile::default().write(folder.path()).expect("writable");
+        let plain = folder.path().join("plain");
+        std::fs::write(&plain, "").expect("writable");
+        let mode = |path: &Path| std::fs::metadata(path).expect("there").permissions().mode();
+        assert_eq!(mode(&path), mode(&plain));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn numbers_come_back_to_the_last_bit(x in proptest::num::f64::NORMAL) {
+            let folder = tempfile::tempdir().expect("a folder");
+            let result = ResultFile { load: [Some(x), None], rows: vec![serde_json::json!(x)], ..ResultFile::default() };
+            let (path, _) = result.write(folder.path()).expect("writable");
+            proptest::prop_assert_eq!(ResultFile::read(&path).expect("whole"), result);
+        }
     }
 
     #[test]

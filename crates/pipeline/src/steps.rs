@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,13 +19,35 @@ use crate::error::{PipelineError, Result};
 
 /// A run of an experiment with one configuration, in a folder of its own.
 ///
-/// Steps are kept in `steps.jsonl`, one a line; a line that a killed run left half-written is dropped. The
-/// folder's name holds a hash of the configuration, so runs with other options do not mix.
+/// Steps are kept in `steps.jsonl`, one a line; a line that a killed run left half-written is dropped, and one that
+/// cannot be read is passed over. The folder's name holds a hash of the configuration and of the version, so runs
+/// with other options do not mix; what else a result depends on, such as the files of a model, belongs into the
+/// configuration.
+///
+/// On a terminal a bar shows progress, elsewhere a line a step.
+///
+/// ```
+/// use pilotfish_pipeline::steps::Run;
+/// let results = std::env::temp_dir().join(format!("pilotfish-steps-{}", std::process::id()));
+/// for _ in 0..2 {
+///     let mut run = Run::open(&results, "squares", &["up to 3"], false, true)?;
+///     run.expect(3);
+///     let squares = (1..=3u64)
+///         // Computed the first time, read the second.
+///         .map(|n| run.step(&format!("{n} squared"), || Ok::<_, std::io::Error>(n * n)))
+///         .collect::<Result<Vec<_>, _>>()?;
+///     assert_eq!(squares, [1, 4, 9]);
+///     run.finish();
+/// }
+/// # std::fs::remove_dir_all(&results)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Run {
     folder: PathBuf,
     log: File,
     done: BTreeMap<String, Json>,
     bar: ProgressBar,
+    lines: bool,
     interrupted: Arc<AtomicBool>,
     signals: Vec<signal_hook::SigId>,
     _lock: File,
@@ -85,7 +107,8 @@ impl Run {
             );
             signals.push(signal_hook::flag::register(signal, interrupted.clone()).map_err(io)?);
         }
-        Ok(Self { folder, log, done, bar, interrupted, signals, _lock: lock })
+        let lines = !quiet && !std::io::stderr().is_terminal();
+        Ok(Self { folder, log, done, bar, lines, interrupted, signals, _lock: lock })
     }
 
     /// The run's folder.
@@ -119,16 +142,22 @@ impl Run {
         self.bar.set_message(id.to_owned());
         // A result whose form has changed is computed again.
         let kept = self.done.get(id).and_then(|json| serde_json::from_value(json.clone()).ok());
-        let result = match kept {
-            Some(result) => result,
+        let (result, how) = match kept {
+            Some(result) => (result, " (kept)"),
             None => {
                 let result =
                     work().map_err(|error| PipelineError::Step { id: id.into(), source: error.into() })?;
                 self.append(id, &result)?;
-                result
+                (result, "")
             }
         };
         self.bar.inc(1);
+        if self.lines {
+            let of = self.bar.length().filter(|length| *length > 0).map(|length| format!("/{length}"));
+            // A closed pipe is no reason to stop.
+            let _ =
+                writeln!(std::io::stderr(), "[{}{}] {id}{how}", self.bar.position(), of.unwrap_or_default());
+        }
         Ok(result)
     }
 
@@ -136,7 +165,8 @@ impl Run {
         let path = self.folder.join("steps.jsonl");
         let json = serde_json::to_value(result)
             .map_err(|error| PipelineError::malformed(&path, error.to_string()))?;
-        let mut line = serde_json::json!({ "step": id, "result": json }).to_string();
+        let mut line =
+            serde_json::json!({ "step": id, "result": json, "check": check(id, &json) }).to_string();
         line.push('\n');
         self.log
             .write_all(line.as_bytes())
@@ -160,25 +190,37 @@ impl Drop for Run {
     }
 }
 
-/// The steps of a log, and the length of its whole lines.
+/// What tells a step from one whose bits have changed since it was written.
+fn check(id: &str, result: &Json) -> String {
+    let digest = Sha256::digest(format!("{id}\n{result}"));
+    digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The steps of a log, and its length up to where a line was cut off.
 fn read_steps(path: &Path) -> Result<(BTreeMap<String, Json>, u64)> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        step: String,
+        result: Json,
+        check: String,
+    }
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((BTreeMap::new(), 0)),
         Err(source) => return Err(PipelineError::io(path, source)),
     };
-    let (mut done, mut whole) = (BTreeMap::new(), 0);
-    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-        #[derive(serde::Deserialize)]
-        struct Line {
-            step: String,
-            result: Json,
+    let mut done = BTreeMap::new();
+    let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
+    for (number, line) in bytes[..whole].split_inclusive(|&byte| byte == b'\n').enumerate() {
+        match serde_json::from_slice(line) {
+            Ok(Line { step, result, check: written }) if written == check(&step, &result) => {
+                done.insert(step, result);
+            }
+            _ => {
+                let (path, line) = (path.display(), number + 1);
+                tracing::warn!(%path, line, "a step that cannot be read is done again");
+            }
         }
-        let parsed = line.ends_with(b"\n").then(|| serde_json::from_slice::<Line>(line).ok()).flatten();
-        // Whatever follows a broken line was written by nobody we know.
-        let Some(Line { step, result }) = parsed else { break };
-        done.insert(step, result);
-        whole += line.len();
     }
     Ok((done, whole as u64))
 }
@@ -236,8 +278,71 @@ mod tests {
             drop(run);
             assert!(open(root.path(), 1).expect("free").done.contains_key("z"), "cut at {cut}");
         }
-        std::fs::write(&path, "{\"step\": \"a\"}\n{\"step\": \"b\", \"result\": 1}\n").expect("writable");
+        // One spoilt line does not take the others with it.
+        let lines: Vec<&str> = std::str::from_utf8(&bytes).expect("text").lines().collect();
+        for spoilt in ["{\"step\": \"a\"}", "\0\0\0", "", "null", "[1]", "{\"step\": 1, \"result\": 2}"] {
+            std::fs::write(&path, format!("{spoilt}\n{}\n", lines[1])).expect("writable");
+            let run = open(root.path(), 1).expect("free");
+            assert_eq!(run.done.keys().collect::<Vec<_>>(), ["b"], "{spoilt:?}");
+        }
+        std::fs::write(&path, [0xff; 100]).expect("writable");
         assert_eq!(open(root.path(), 1).expect("free").finished(), 0);
+    }
+
+    #[test]
+    fn a_flipped_bit_spoils_one_step_at_most() {
+        let root = tempfile::tempdir().expect("a folder");
+        let mut calls = 0;
+        let mut run = open(root.path(), 1).expect("free");
+        let path = run.folder().join("steps.jsonl");
+        for id in ["a", "b", "c"] {
+            add(&mut run, id, &mut calls);
+        }
+        drop(run);
+        let bytes = std::fs::read(&path).expect("there");
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut spoilt = bytes.clone();
+                spoilt[at] ^= 1 << bit;
+                std::fs::write(&path, &spoilt).expect("writable");
+                let (done, _) = read_steps(&path).expect("readable");
+                let right = [("a", 10), ("b", 20), ("c", 30)];
+                let right = right.iter().filter(|(id, value)| done.get(*id) == Some(&Json::from(*value)));
+                // The end of a line gone, two lines are one.
+                let least = if bytes[at] == b'\n' { 1 } else { 2 };
+                assert!(right.count() == done.len() && done.len() >= least, "byte {at}, bit {bit}: {done:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_step_of_another_form_is_done_again() {
+        let root = tempfile::tempdir().expect("a folder");
+        let mut run = open(root.path(), 1).expect("free");
+        assert_eq!(run.step("a", || Ok::<_, Infallible>(1)).expect("works"), 1);
+        let text = run.step("a", || Ok::<_, Infallible>("one".to_owned())).expect("works");
+        assert_eq!(text, "one");
+        drop(run);
+        let mut run = open(root.path(), 1).expect("free");
+        let text: String = run.step("a", || Err::<String, _>("not asked")).expect("the last form is kept");
+        assert_eq!(text, "one");
+    }
+
+    #[test]
+    fn folders_and_logs_in_the_way_are_named() {
+        let root = tempfile::tempdir().expect("a folder");
+        let folder = open(root.path(), 1).expect("free").folder().to_owned();
+        std::fs::remove_file(folder.join("steps.jsonl")).expect("there");
+        std::fs::create_dir(folder.join("steps.jsonl")).expect("writable");
+        for fresh in [false, true] {
+            match Run::open(root.path(), "test", &1u32, fresh, true) {
+                Err(PipelineError::Io { path, .. }) => assert!(path.ends_with("steps.jsonl"), "{path}"),
+                other => panic!("{:?}", other.map(|run| run.finished())),
+            }
+        }
+        let blocked = root.path().join("blocked");
+        std::fs::write(&blocked, "a file in the way").expect("writable");
+        assert!(matches!(open(&blocked, 1), Err(PipelineError::Io { .. })));
     }
 
     #[test]
