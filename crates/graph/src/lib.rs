@@ -23,6 +23,8 @@ pub mod passes;
 mod print;
 pub mod quantize;
 mod tensor;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod weights;
 
 pub use build::AttentionConfig;
