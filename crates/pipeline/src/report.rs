@@ -5,6 +5,7 @@ use minijinja::{AutoEscape, Environment, context};
 
 use crate::error::{PipelineError, Result};
 use crate::results::ResultFile;
+use crate::tables::escape;
 
 fn failed(error: minijinja::Error) -> PipelineError {
     PipelineError::Report(format!("{error:#}"))
@@ -59,7 +60,7 @@ pub fn index(results: &[(String, ResultFile)]) -> Result<String> {
 
 /// The result as a page of the book.
 pub fn markdown(result: &ResultFile) -> Result<String> {
-    let mut out = format!("{}\n\n", result.summary);
+    let mut out = format!("{}\n\n", escape(&result.summary));
     for table in &result.tables {
         out += &format!("{}\n", table.markdown());
     }
@@ -68,23 +69,27 @@ pub fn markdown(result: &ResultFile) -> Result<String> {
         out += &format!("<div>{}</div>\n\n", plot.svg()?.replace('\n', ""));
     }
     for note in &result.notes {
-        out += &format!("- {note}\n");
+        out += &format!("- {}\n", escape(note));
     }
     let machine = &result.machine;
-    out += &format!(
-        "\nMeasured {} on {} ({} cores, {} GB, {}), load {} before and {} after.",
+    let load = result.load.map(|load| load.map_or("unknown".into(), |load| load.to_string()));
+    let measured = format!(
+        "Measured {} on {} ({} cores, {} GB{}), load {} before and {} after.",
         result.time[1],
         machine.processor,
         machine.cores,
         machine.memory_gb,
-        machine.features.join(" "),
-        result.load[0].map_or("unknown".into(), |load| load.to_string()),
-        result.load[1].map_or("unknown".into(), |load| load.to_string()),
+        machine.features.iter().fold(String::new(), |all, feature| all + ", " + feature),
+        load[0],
+        load[1],
     );
+    out += &format!("\n{}", escape(&measured));
     let versions: Vec<String> =
         result.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
-    out += &format!(" {}.\n", versions.join(", "));
-    Ok(out)
+    if !versions.is_empty() {
+        out += &format!(" {}.", escape(&versions.join(", ")));
+    }
+    Ok(out + "\n")
 }
 
 #[cfg(test)]

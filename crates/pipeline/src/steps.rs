@@ -266,7 +266,8 @@ mod tests {
         let mut calls = 0;
         let mut run = open(root.path(), 1).expect("free");
         let path = run.folder().join("steps.jsonl");
-        (add(&mut run, "a", &mut calls), add(&mut run, "b", &mut calls));
+        add(&mut run, "a", &mut calls);
+        add(&mut run, "b", &mut calls);
         drop(run);
         let bytes = std::fs::read(&path).expect("there");
         let first = bytes.iter().position(|&byte| byte == b'\n').expect("two lines") + 1;

@@ -69,7 +69,7 @@ impl Table {
 
     /// The table as Markdown.
     pub fn markdown(&self) -> String {
-        let escape = |cell: &str| cell.replace('|', "\\|").replace('\n', " ");
+        let escape = |cell: &str| escape(cell).replace('|', "\\|");
         let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
         let mut out = format!("**{}**\n\n", escape(&self.title));
         out += &line(self.header.iter().map(|name| escape(name)).collect());
@@ -84,6 +84,11 @@ impl Table {
         }
         out
     }
+}
+
+/// A text that Markdown shows as it is, on one line, as far as it could be taken for HTML.
+pub(crate) fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace(['\n', '\r'], " ")
 }
 
 #[cfg(test)]
@@ -102,6 +107,8 @@ mod tests {
         );
         let terminal = table.terminal();
         assert!(terminal.contains("a|b *") && terminal.starts_with("Speed\n"), "{terminal}");
+        table.row(["<b>&\r\n"]);
+        assert!(table.markdown().ends_with("\n| &lt;b&gt;&amp;   |  |\n"), "{}", table.markdown());
         assert!(table.numeric(1) && !table.numeric(0) && !Table::new("", &["x"]).numeric(0));
     }
 }

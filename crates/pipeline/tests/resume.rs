@@ -1,5 +1,6 @@
 //! Runs that are killed or interrupted from outside, at whatever moment, and go on.
 #![cfg(unix)]
+#![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
