@@ -3,12 +3,13 @@
 //! Embeddings of token, position and segment are summed and normalised; each layer attends without a causal
 //! mask and normalises after each residual. Segments: all tokens belong to the first.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use pilotfish_graph::weights::{Encoding, Stored, Weights};
-use pilotfish_graph::{AttentionConfig, DType, Dim, Graph, GraphError, Mark, Tensor, UnaryOp, Value};
+use pilotfish_graph::{AttentionConfig, DType, Dim, Graph, Mark, Tensor, UnaryOp, Value};
 
-use crate::causal::uniform;
+use crate::causal::{fits, refuse_extra, uniform};
 use crate::checkpoint::{Keys, read_json};
 use crate::{ArchitectureError, Result};
 
@@ -84,13 +85,16 @@ impl Bert {
             let want = "a divisor of hidden_size, with layer_norm_eps above 0";
             return Err(ArchitectureError::Config { key: "num_attention_heads", value, want });
         }
+        let mut known = HashSet::new();
         for (name, shape) in expected(c) {
-            let tensor = weights.get(&name)?;
-            if tensor.shape() != shape {
-                let why = format!("shape {:?}, the configuration says {shape:?}", tensor.shape());
-                return Err(GraphError::Tensor { name, why }.into());
-            }
+            fits(&weights, &name, &shape)?;
+            known.insert(name);
         }
+        // Heads of the pre-training, and buffers of old exports.
+        let unused = |name: &str| {
+            ["pooler.", "cls."].iter().any(|head| name.starts_with(head)) || name == "embeddings.position_ids"
+        };
+        refuse_extra(&weights, |name| known.contains(name) || unused(name))?;
         Ok(Self { config, weights, pooling })
     }
 
@@ -148,7 +152,15 @@ impl Bert {
                 }
             }
         }
-        Self::new(config, weights, pooling)
+        if config.layers > 1 << 16 {
+            return Err(ArchitectureError::malformed(keys.file, format!("{} layers", config.layers)));
+        }
+        // Files saved from a network with a head put the encoder's name before its tensors'.
+        let mut plain = Weights::default();
+        for (name, stored) in weights.iter() {
+            plain.insert(name.strip_prefix("bert.").unwrap_or(name).to_owned(), stored.clone())?;
+        }
+        Self::new(config, plain, pooling)
     }
 
     /// The configuration.

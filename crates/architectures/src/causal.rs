@@ -7,6 +7,7 @@
 //! Deviation: Hugging Face rounds Gemma's embedding factor `sqrt(width)` to the checkpoint's type (bf16); it is
 //! kept in f32 here, as llama.cpp does.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use pilotfish_graph::weights::Weights;
@@ -245,30 +246,40 @@ impl Default for BodyOptions {
 pub struct CausalNetwork {
     config: CausalConfig,
     weights: Weights,
+    /// Names and widths of the biases there are.
+    biases: Vec<(String, usize)>,
 }
 
 impl CausalNetwork {
     /// Checks the configuration and that every tensor is there with the right shape.
     ///
     /// # Errors
-    /// A configuration that makes no network; a tensor that is missing or of another shape.
+    /// A configuration that makes no network; a tensor that is missing, of another shape, or of no use.
     pub fn new(config: CausalConfig, weights: Weights) -> Result<Self> {
         config.check()?;
-        let network = Self { config, weights };
+        let mut network = Self { config, weights, biases: Vec::new() };
+        let mut known = HashSet::new();
         for (name, shape) in network.expected() {
-            let tensor = network.weights.get(&name)?;
-            if tensor.shape() != shape {
-                let why = format!("shape {:?}, the configuration says {shape:?}", tensor.shape());
-                return Err(GraphError::Tensor { name, why }.into());
+            fits(&network.weights, &name, &shape)?;
+            // Any matrix but the table may have a bias.
+            let bias = name.strip_suffix("weight").map(|stem| format!("{stem}bias")).unwrap_or_default();
+            if shape.len() == 2 && !name.contains("embed_tokens") && network.weights.contains(&bias) {
+                fits(&network.weights, &bias, &shape[..1])?;
+                network.biases.push((bias.clone(), shape[0]));
+                known.insert(bias);
             }
+            known.insert(name);
         }
+        // Buffers of old exports, which hold nothing that the configuration does not.
+        let buffer = |name: &str| name.ends_with("rotary_emb.inv_freq") || name.ends_with(".masked_bias");
+        refuse_extra(&network.weights, |name| known.contains(name) || buffer(name))?;
         Ok(network)
     }
 
     /// A network with random weights (normal, standard deviation 0.05, norms near 1): for exact tests.
     pub fn random(config: CausalConfig, seed: u64) -> Result<Self> {
         config.check()?;
-        let mut network = Self { config, weights: Weights::default() };
+        let mut network = Self { config, weights: Weights::default(), biases: Vec::new() };
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678;
         for (name, shape) in network.expected() {
             let norm = shape.len() == 1;
@@ -332,7 +343,8 @@ impl CausalNetwork {
 
     /// Parameters, a tied head counted once.
     pub fn parameters(&self) -> usize {
-        self.expected().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+        let biases: usize = self.biases.iter().map(|(_, width)| width).sum();
+        self.expected().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>() + biases
     }
 
     /// The embedding table.
@@ -582,6 +594,26 @@ impl CausalNetwork {
         let logits = self.head(&mut g, x)?;
         g.output("logits", logits)?;
         Ok(g)
+    }
+}
+
+/// Whether a tensor is there in this shape.
+pub(crate) fn fits(weights: &Weights, name: &str, shape: &[usize]) -> Result<()> {
+    let found = weights.get(name)?.shape();
+    if found != shape {
+        let why = format!("shape {found:?}, the configuration says {shape:?}");
+        return Err(GraphError::Tensor { name: name.into(), why }.into());
+    }
+    Ok(())
+}
+
+/// A tensor that the network would not use means that it is another network.
+pub(crate) fn refuse_extra(weights: &Weights, known: impl Fn(&str) -> bool) -> Result<()> {
+    match weights.iter().find(|(name, _)| !known(name)) {
+        Some((name, _)) => {
+            Err(GraphError::Tensor { name: name.into(), why: "the network has no use for it".into() }.into())
+        }
+        None => Ok(()),
     }
 }
 

@@ -83,6 +83,9 @@ impl ChatTemplate {
             add_generation_prompt => generate,
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
+            // Templates test these against none, as Hugging Face passes them.
+            tools => Value::from(()),
+            documents => Value::from(()),
         })
         .map_err(template)
     }

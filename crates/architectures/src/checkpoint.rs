@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use pilotfish_graph::weights::gguf::{Gguf, Metadata};
 use pilotfish_graph::weights::{Stored, Weights, safetensors};
-use pilotfish_graph::{RopeScaling, Tensor};
+use pilotfish_graph::{GraphError, RopeScaling, Tensor};
 use serde_json::Value as Json;
 
 use crate::causal::{Activation, CausalConfig, CausalNetwork};
@@ -59,8 +59,13 @@ impl Checkpoint {
             "llama" | "gemma3" => (gguf_config(&gguf, family)?, gguf_weights(&gguf, family)?),
             other => return Err(unknown(path, other)),
         };
-        let network = Network::Causal(CausalNetwork::new(config, weights)?);
-        Ok(Self { path: path.into(), name, source: SourceKind::Gguf(gguf), network })
+        let network = CausalNetwork::new(config, weights).map_err(|error| in_file(path, error))?;
+        Ok(Self {
+            path: path.into(),
+            name,
+            source: SourceKind::Gguf(gguf),
+            network: Network::Causal(network),
+        })
     }
 
     fn open_folder(path: &Path) -> Result<Self> {
@@ -68,9 +73,10 @@ impl Checkpoint {
         let json = read_json(&file)?;
         let kind = json.get("model_type").and_then(Json::as_str).unwrap_or("(none)");
         let weights = || safetensors::open(path);
+        let keys = Keys { file: &file, json: &json };
         let network = match kind {
             "llama" | "gemma3_text" => {
-                let mut config = folder_config(&Keys { file: &file, json: &json }, kind)?;
+                let mut config = folder_config(&keys, kind)?;
                 if config.end.is_empty()
                     && let Ok(generation) = read_json(&path.join("generation_config.json"))
                 {
@@ -78,13 +84,13 @@ impl Checkpoint {
                 }
                 let weights = weights()?;
                 config.tied &= !weights.contains("lm_head.weight");
-                Network::Causal(CausalNetwork::new(config, weights)?)
+                require_biases(&keys, config.layers, &weights)?;
+                CausalNetwork::new(config, weights).map(Network::Causal)
             }
-            "bert" => {
-                Network::Encoder(Bert::from_folder(path, &Keys { file: &file, json: &json }, weights()?)?)
-            }
+            "bert" => Bert::from_folder(path, &keys, weights()?).map(Network::Encoder),
             other => return Err(unknown(path, other)),
         };
+        let network = network.map_err(|error| in_file(path, error))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Self { path: path.into(), name, source: SourceKind::Folder, network })
     }
@@ -157,20 +163,43 @@ impl Checkpoint {
             }
             SourceKind::Folder => {
                 let file = self.path.join("tokenizer_config.json");
-                if !file.is_file() {
-                    return Ok(None);
-                }
-                let json = read_json(&file)?;
+                let json = if file.is_file() { read_json(&file)? } else { Json::Null };
                 let text = |key: &str| match json.get(key) {
                     Some(Json::String(text)) => Some(text.clone()),
                     Some(Json::Object(token)) => token.get("content")?.as_str().map(str::to_owned),
+                    // Several templates, by name.
+                    Some(Json::Array(named)) => named
+                        .iter()
+                        .find(|entry| entry.get("name").and_then(Json::as_str) == Some("default"))
+                        .and_then(|entry| entry.get("template")?.as_str().map(str::to_owned)),
                     _ => None,
                 };
-                let Some(template) = text("chat_template") else { return Ok(None) };
+                // A file of its own goes before the configuration's.
+                let own = self.path.join("chat_template.jinja");
+                let template = match own.is_file() {
+                    true => {
+                        let bytes = read_file(&own)?;
+                        let why = |_| ArchitectureError::malformed(&own, "not UTF-8");
+                        Some(String::from_utf8(bytes).map_err(why)?)
+                    }
+                    false => text("chat_template"),
+                };
+                let Some(template) = template else { return Ok(None) };
                 let [bos, eos] = ["bos_token", "eos_token"].map(|key| text(key).unwrap_or_default());
                 ChatTemplate::new(&template, bos, eos).map(Some)
             }
         }
+    }
+}
+
+/// An error about values, with the file they came from.
+fn in_file(path: &Path, error: ArchitectureError) -> ArchitectureError {
+    match error {
+        ArchitectureError::Config { .. }
+        | ArchitectureError::Graph(GraphError::Tensor { .. } | GraphError::NoSuchName { .. }) => {
+            ArchitectureError::malformed(path, error.to_string())
+        }
+        other => other,
     }
 }
 
@@ -179,13 +208,17 @@ fn unknown(path: &Path, found: &str) -> ArchitectureError {
 }
 
 pub(crate) fn read_json(file: &Path) -> Result<Json> {
-    let meta =
-        std::fs::metadata(file).map_err(|error| ArchitectureError::malformed(file, error.to_string()))?;
-    if meta.len() > LARGEST_JSON || !meta.is_file() {
-        return Err(ArchitectureError::malformed(file, "not a regular file of at most 64 MB"));
-    }
-    let bytes = std::fs::read(file).map_err(|error| ArchitectureError::malformed(file, error.to_string()))?;
+    let bytes = read_file(file)?;
     serde_json::from_slice(&bytes).map_err(|error| ArchitectureError::malformed(file, error.to_string()))
+}
+
+fn read_file(file: &Path) -> Result<Vec<u8>> {
+    let refuse = |why: String| ArchitectureError::malformed(file, why);
+    let meta = std::fs::metadata(file).map_err(|error| refuse(error.to_string()))?;
+    if meta.len() > LARGEST_JSON || !meta.is_file() {
+        return Err(refuse("not a regular file of at most 64 MB".into()));
+    }
+    std::fs::read(file).map_err(|error| refuse(error.to_string()))
 }
 
 /// Typed access to a configuration file.
@@ -213,6 +246,19 @@ impl Keys<'_> {
             Some(value) => value
                 .as_f64()
                 .ok_or_else(|| ArchitectureError::malformed(self.file, format!("{key} is not a number"))),
+        }
+    }
+
+    pub(crate) fn flag(&self, key: &str) -> bool {
+        self.json.get(key).and_then(Json::as_bool) == Some(true)
+    }
+
+    /// Refuses values of keys that would make another network than the one written here.
+    fn absent(&self, keys: &[&str]) -> Result<()> {
+        let set = |key: &&&str| !matches!(self.json.get(**key), None | Some(Json::Null | Json::Bool(false)));
+        match keys.iter().find(set) {
+            Some(key) => Err(ArchitectureError::malformed(self.file, format!("{key} is not supported"))),
+            None => Ok(()),
         }
     }
 
@@ -256,51 +302,110 @@ fn folder_config(keys: &Keys<'_>, kind: &str) -> Result<CausalConfig> {
     config.head_dim = keys.size_or("head_dim", config.head_dim)?;
     config.context = keys.size_or("max_position_embeddings", config.context)?;
     config.norm_eps = keys.number_or("rms_norm_eps", config.norm_eps.into())? as f32;
-    config.rope_theta = keys.number_or("rope_theta", config.rope_theta)?;
-    config.rope_theta_local = keys.number_or("rope_local_base_freq", config.rope_theta_local)?;
-    config.rope_scaling = rope_scaling(keys)?;
+    rope(keys, &mut config)?;
     config.activation = activation(keys, config.activation)?;
-    let scalar = keys.number_or("query_pre_attn_scalar", config.head_dim as f64)?;
+    let scalar = if gemma { keys.number_or("query_pre_attn_scalar", 256.0)? } else { config.head_dim as f64 };
     config.attention_scale = scalar.powf(-0.5) as f32;
     config.tied = keys.json.get("tie_word_embeddings").and_then(Json::as_bool).unwrap_or(gemma);
     config.end = end_tokens(keys.json);
     if gemma {
-        let window = keys.size_or("sliding_window", 512)?;
-        let pattern = keys.size_or("sliding_window_pattern", 6)?.max(1);
-        let types = keys.json.get("layer_types").and_then(Json::as_array);
-        config.windows = (0..layers)
-            .map(|layer| {
-                let local = match types.and_then(|types| types.get(layer)).and_then(Json::as_str) {
-                    Some(name) => name == "sliding_attention",
-                    None => (layer + 1) % pattern != 0,
-                };
-                local.then_some(window)
-            })
-            .collect();
+        keys.absent(&["attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"])?;
+        config.windows = windows(keys, layers)?;
     }
     Ok(config)
 }
 
-fn rope_scaling(keys: &Keys<'_>) -> Result<RopeScaling> {
-    let Some(Json::Object(scaling)) = keys.json.get("rope_scaling") else { return Ok(RopeScaling::None) };
-    let number = |key: &str| {
-        let value = scaling.get(key).and_then(Json::as_f64).filter(|value| *value > 0.0);
-        value.ok_or_else(|| {
-            ArchitectureError::malformed(keys.file, format!("rope_scaling.{key} is not a number above 0"))
-        })
+fn windows(keys: &Keys<'_>, layers: usize) -> Result<Vec<Option<usize>>> {
+    let window = keys.size_or("sliding_window", 512)?;
+    let pattern = keys.size_or("sliding_window_pattern", keys.size_or("_sliding_window_pattern", 6)?)?.max(1);
+    let Some(types) = keys.json.get("layer_types").and_then(Json::as_array) else {
+        return Ok((0..layers).map(|layer| ((layer + 1) % pattern != 0).then_some(window)).collect());
     };
-    match scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Json::as_str) {
-        Some("default") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear { factor: number("factor")? }),
-        Some("llama3") => Ok(RopeScaling::Llama3 {
-            factor: number("factor")?,
-            low: number("low_freq_factor")?,
-            high: number("high_freq_factor")?,
-            original: number("original_max_position_embeddings")?,
-        }),
-        other => {
-            Err(ArchitectureError::malformed(keys.file, format!("rope_scaling {other:?} is not supported")))
+    if types.len() != layers {
+        let why = format!("{} layer_types for {layers} layers", types.len());
+        return Err(ArchitectureError::malformed(keys.file, why));
+    }
+    let one = |kind: &Json| match kind.as_str() {
+        Some("sliding_attention") => Ok(Some(window)),
+        Some("full_attention") => Ok(None),
+        _ => Err(ArchitectureError::malformed(keys.file, format!("layer_types: {kind} is not supported"))),
+    };
+    types.iter().map(one).collect()
+}
+
+/// Biases that the configuration speaks of; those it does not speak of are used where they are.
+fn require_biases(keys: &Keys<'_>, layers: usize, weights: &Weights) -> Result<()> {
+    let attention = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
+    let mlp = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
+    let wanted = [("attention_bias", &attention[..]), ("mlp_bias", &mlp[..])];
+    for (_, names) in wanted.into_iter().filter(|(flag, _)| keys.flag(flag)) {
+        for layer in 0..layers {
+            for name in names {
+                weights
+                    .get(&format!("model.layers.{layer}.{name}.bias"))
+                    .map_err(|error| in_file(keys.file, error.into()))?;
+            }
         }
+    }
+    Ok(())
+}
+
+/// Bases and scaling of the rotary embedding: `rope_theta`, `rope_local_base_freq` and `rope_scaling`, or
+/// `rope_parameters` as newer files have it, flat or one for each type of layer.
+fn rope(keys: &Keys<'_>, config: &mut CausalConfig) -> Result<()> {
+    config.rope_theta = keys.number_or("rope_theta", config.rope_theta)?;
+    config.rope_theta_local = keys.number_or("rope_local_base_freq", config.rope_theta_local)?;
+    match keys.json.get("rope_parameters") {
+        None | Some(Json::Null) => {
+            if let Some(scaling @ Json::Object(_)) = keys.json.get("rope_scaling") {
+                config.rope_scaling = rope_scaling(&Keys { file: keys.file, json: scaling })?;
+            }
+            return Ok(());
+        }
+        Some(all) => {
+            let full = Keys { file: keys.file, json: all.get("full_attention").unwrap_or(all) };
+            config.rope_theta = full.number_or("rope_theta", config.rope_theta)?;
+            config.rope_scaling = rope_scaling(&full)?;
+            if let Some(json) = all.get("sliding_attention") {
+                let local = Keys { file: keys.file, json };
+                config.rope_theta_local = local.number_or("rope_theta", config.rope_theta_local)?;
+                if rope_scaling(&local)? != RopeScaling::None {
+                    let why = "scaled rotary frequencies in layers with a window are not supported";
+                    return Err(ArchitectureError::malformed(keys.file, why));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn rope_scaling(keys: &Keys<'_>) -> Result<RopeScaling> {
+    let number = |key: &str| {
+        let value = keys.number_or(key, f64::NAN)?;
+        if value > 0.0 && value.is_finite() {
+            return Ok(value);
+        }
+        Err(ArchitectureError::malformed(keys.file, format!("rotary scaling: {key} is not a number above 0")))
+    };
+    if keys.number_or("partial_rotary_factor", 1.0)? != 1.0 {
+        return Err(ArchitectureError::malformed(keys.file, "partial_rotary_factor is not supported"));
+    }
+    match keys.text("rope_type").or_else(|| keys.text("type")) {
+        None | Some("default") => Ok(RopeScaling::None),
+        Some("linear") => Ok(RopeScaling::Linear { factor: number("factor")? }),
+        Some("llama3") => {
+            let (low, high) = (number("low_freq_factor")?, number("high_freq_factor")?);
+            if !(low < high) {
+                let why = "rotary scaling: low_freq_factor is not below high_freq_factor";
+                return Err(ArchitectureError::malformed(keys.file, why));
+            }
+            let original = number("original_max_position_embeddings")?;
+            Ok(RopeScaling::Llama3 { factor: number("factor")?, low, high, original })
+        }
+        Some(other) => Err(ArchitectureError::malformed(
+            keys.file,
+            format!("rotary scaling {other:?} is not supported (default, linear, llama3 are)"),
+        )),
     }
 }
 
@@ -327,7 +432,24 @@ fn gguf_config(gguf: &Gguf, family: &str) -> Result<CausalConfig> {
     if gguf.has(&key("rope.freq_base")) {
         config.rope_theta = gguf.number(&key("rope.freq_base"))?;
     }
-    config.attention_scale = (config.head_dim as f32).powf(-0.5);
+    if gguf.has(&key("rope.freq_base_swa")) {
+        config.rope_theta_local = gguf.number(&key("rope.freq_base_swa"))?;
+    }
+    // Other widths would be another network: values of another width than keys, part of a head turned.
+    for name in ["attention.value_length", "rope.dimension_count"] {
+        if gguf.has(&key(name)) && size(name)? != config.head_dim {
+            let why = format!("{} is {}, heads are {} wide", key(name), size(name)?, config.head_dim);
+            return Err(ArchitectureError::malformed(gguf.path(), why));
+        }
+    }
+    for name in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        if gguf.has(&key(name)) && gguf.number(&key(name))? != 0.0 {
+            return Err(ArchitectureError::malformed(gguf.path(), format!("{} is not supported", key(name))));
+        }
+    }
+    // The largest Gemma 3 divides by the width a head, not by the head's width; no metadata says so.
+    let scalar = if gemma && layers == 62 { width.checked_div(heads).unwrap_or(0) } else { config.head_dim };
+    config.attention_scale = (scalar as f32).powf(-0.5);
     if gguf.has(&key("rope.scaling.type")) && gguf.text(&key("rope.scaling.type"))? != "none" {
         let factor = gguf.number(&key("rope.scaling.factor"))?;
         match gguf.text(&key("rope.scaling.type"))? {
@@ -339,6 +461,9 @@ fn gguf_config(gguf: &Gguf, family: &str) -> Result<CausalConfig> {
                 ));
             }
         }
+    }
+    if !gemma && gguf.weights().contains(FREQUENCY_FACTORS) {
+        config.rope_scaling = llama3_scaling(gguf, &config)?;
     }
     if gemma && gguf.has(&key("attention.sliding_window")) {
         let window = size("attention.sliding_window")?;
@@ -358,6 +483,37 @@ fn gguf_config(gguf: &Gguf, family: &str) -> Result<CausalConfig> {
     Ok(config)
 }
 
+/// What converters write for Llama 3.1's scaling: the number each rotary frequency is divided by.
+const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
+
+/// The scaling behind a file's frequency factors: Llama 3.1's, whose factor is the largest of them. Its other
+/// numbers are the same in every published checkpoint.
+///
+/// # Errors
+/// Factors that this scaling does not give.
+fn llama3_scaling(gguf: &Gguf, config: &CausalConfig) -> Result<RopeScaling> {
+    let factors = gguf.weights().get(FREQUENCY_FACTORS)?;
+    let refuse =
+        |why: &str| Err(ArchitectureError::malformed(gguf.path(), format!("{FREQUENCY_FACTORS}: {why}")));
+    if factors.shape() != [config.head_dim / 2] {
+        return refuse("not one factor for each pair of a head");
+    }
+    let factors = factors.to_f32()?;
+    let factor = f64::from(factors.iter().copied().fold(1.0, f32::max));
+    let (low, high, original) = (1.0, 4.0, 8192.0);
+    let fits = factors.iter().enumerate().all(|(pair, &found)| {
+        let exponent = 2.0 * pair as f64 / config.head_dim as f64;
+        let turns = original / (std::f64::consts::TAU * config.rope_theta.powf(exponent));
+        let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+        let want = 1.0 / ((1.0 - smooth) / factor + smooth);
+        (f64::from(found) - want).abs() <= 1e-3 * want
+    });
+    match fits {
+        true => Ok(RopeScaling::Llama3 { factor, low, high, original }),
+        false => refuse("not the factors of Llama 3.1's scaling"),
+    }
+}
+
 /// The file's tensors under Hugging Face's names, queries and keys in half-split rotary order.
 fn gguf_weights(gguf: &Gguf, family: &str) -> Result<Weights> {
     let mut weights = Weights::default();
@@ -373,8 +529,10 @@ fn gguf_weights(gguf: &Gguf, family: &str) -> Result<Weights> {
         Some(heads)
     };
     for (name, stored) in gguf.weights().iter() {
+        if name == FREQUENCY_FACTORS && family == "llama" {
+            continue;
+        }
         let Some(new) = hugging_face_name(name, family) else {
-            // Frequency factors would change the network; everything else is unknown and refused too.
             return Err(ArchitectureError::malformed(
                 gguf.path(),
                 format!("tensor {name} is not known to {family}"),

@@ -1,6 +1,6 @@
 //! Text to tokens and back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -9,21 +9,33 @@ use serde_json::Value as Json;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as Decoders;
+use tokenizers::decoders::strip::Strip;
 use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::prepend::Prepend;
 use tokenizers::normalizers::replace::Replace;
+use tokenizers::normalizers::{NormalizerWrapper, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper, Tokenizer as Inner};
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::processors::template::{SpecialToken, TemplateProcessing};
+use tokenizers::{
+    AddedToken, DecoderWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer as Inner,
+};
 
 use crate::{ArchitectureError, Result};
 
 /// The largest `tokenizer.json` that is read.
 const LARGEST_FILE: u64 = 64 << 20;
+/// Ids beyond this are taken for a broken file.
+const LARGEST_ID: u64 = 1 << 24;
 /// Text longer than this is encoded in pieces cut at white space: merging is quadratic in the worst case.
 const PIECE: usize = 1 << 20;
 /// A run without white space longer than this is refused for the same reason.
 const LONGEST_WORD: usize = 1 << 22;
+
+/// Llama 3's pattern of words, from its published tokenizer.json.
+const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// A tokeniser.
 #[derive(Clone, Debug)]
@@ -31,6 +43,8 @@ pub struct Tokenizer {
     inner: Inner,
     bytes: HashMap<char, u8>,
     byte_level: bool,
+    /// Ids of tokens that are matched as they are written.
+    added: HashSet<u32>,
 }
 
 fn refuse(why: impl std::fmt::Display) -> ArchitectureError {
@@ -70,6 +84,7 @@ impl Tokenizer {
         // Padding and truncation belong to batches, not to texts.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(refuse)?;
+        check_added(&json, &inner)?;
         Ok(Self::wrap(inner))
     }
 
@@ -107,12 +122,14 @@ impl Tokenizer {
         };
         guarded("special tokens", || inner.add_special_tokens(special(3)))?;
         guarded("added tokens", || inner.add_tokens(special(4)))?;
+        inner.with_post_processor(around(gguf, &texts)?);
         Ok(Self::wrap(inner))
     }
 
     fn wrap(inner: Inner) -> Self {
         let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
-        Self { inner, bytes: byte_characters(), byte_level }
+        let added = inner.get_added_tokens_decoder().into_keys().collect();
+        Self { inner, bytes: byte_characters(), byte_level, added }
     }
 
     /// Number of ids: one more than the largest.
@@ -159,10 +176,12 @@ impl Tokenizer {
         guarded("decoding", || self.inner.decode(ids, skip_special))
     }
 
-    /// The bytes a token stands for within a text; `None` for an id without a token.
+    /// The bytes a token stands for within a text; `None` for an id without a token. Joined, they are the text
+    /// in byte-level vocabularies and in those with byte fall-back; tokenisers that drop white space, such as
+    /// BERT's, have no such bytes and give the token as it is written.
     pub fn bytes(&self, id: u32) -> Option<Vec<u8>> {
         let token = self.inner.id_to_token(id)?;
-        if self.inner.get_added_tokens_decoder().contains_key(&id) {
+        if self.added.contains(&id) {
             return Some(token.into_bytes());
         }
         if self.byte_level {
@@ -190,16 +209,24 @@ pub struct StreamDecoder<'a> {
 }
 
 impl StreamDecoder<'_> {
-    /// The text that this token completes; empty while a character is incomplete.
+    /// The text that this token completes; empty while a character is incomplete. Bytes that can never become a
+    /// character are given out as replacement characters. An id without a token adds nothing.
     pub fn push(&mut self, id: u32) -> String {
         self.pending.extend(self.tokenizer.bytes(id).unwrap_or_default());
-        let whole = match std::str::from_utf8(&self.pending) {
-            Ok(_) => self.pending.len(),
-            // Bytes that can never become a character are given out as replacements.
-            Err(error) => error.error_len().map_or(error.valid_up_to(), |_| self.pending.len()),
-        };
-        let out = String::from_utf8_lossy(&self.pending[..whole]).into_owned();
-        self.pending.drain(..whole);
+        let mut out = String::new();
+        let mut used = 0;
+        for chunk in self.pending.utf8_chunks() {
+            out.push_str(chunk.valid());
+            used += chunk.valid().len();
+            let broken = chunk.invalid();
+            let unfinished = std::str::from_utf8(broken).is_err_and(|error| error.error_len().is_none());
+            if broken.is_empty() || unfinished {
+                break;
+            }
+            out.push(char::REPLACEMENT_CHARACTER);
+            used += broken.len();
+        }
+        self.pending.drain(..used);
         out
     }
 
@@ -240,16 +267,27 @@ fn validate(json: &Json) -> Result<()> {
     if json.pointer("/pre_tokenizer").is_some_and(has_zero_length) {
         return Err(refuse("a FixedLength pre-tokeniser of length 0"));
     }
+    if let Some(processor) = json.get("post_processor") {
+        check_template(processor)?;
+    }
     let Some(model) = json.get("model") else { return Err(refuse("no model")) };
-    let vocab = match model.get("vocab") {
-        Some(Json::Object(vocab)) => vocab,
-        // Unigram: a list of pairs, in which ids are places.
-        _ => return Ok(()),
-    };
+    // Unigram has a list of pairs, in which ids are places.
+    if let Some(Json::Array(pairs)) = model.get("vocab") {
+        let mut seen = HashMap::with_capacity(pairs.len());
+        for (id, pair) in pairs.iter().enumerate() {
+            let Some(token) = pair.get(0).and_then(Json::as_str) else {
+                return Err(refuse(format!("entry {id} of the vocabulary has no token")));
+            };
+            if let Some(other) = seen.insert(token, id) {
+                return Err(refuse(format!("ids {other} and {id} have the same token {token:?}")));
+            }
+        }
+    }
+    let Some(Json::Object(vocab)) = model.get("vocab") else { return Ok(()) };
     let mut owners: HashMap<u64, &str> = HashMap::with_capacity(vocab.len());
     for (token, id) in vocab {
-        let Some(id) = id.as_u64().filter(|id| *id <= u32::MAX.into()) else {
-            return Err(refuse(format!("token {token:?} has no id")));
+        let Some(id) = id.as_u64().filter(|id| *id < LARGEST_ID) else {
+            return Err(refuse(format!("token {token:?} has no id between 0 and 2^24")));
         };
         if let Some(other) = owners.insert(id, token) {
             return Err(refuse(format!("tokens {other:?} and {token:?} share the id {id}")));
@@ -271,6 +309,41 @@ fn validate(json: &Json) -> Result<()> {
             return Err(refuse(format!(
                 "merge {a:?} {b:?} needs the token {missing:?}, which does not exist"
             )));
+        }
+    }
+    Ok(())
+}
+
+/// A template must define the special tokens it names.
+fn check_template(processor: &Json) -> Result<()> {
+    for inner in processor.get("processors").and_then(Json::as_array).into_iter().flatten() {
+        check_template(inner)?;
+    }
+    let pieces = ["single", "pair"].iter().filter_map(|key| processor.get(key)?.as_array()).flatten();
+    for piece in pieces {
+        let Some(id) = piece.pointer("/SpecialToken/id") else { continue };
+        let defined = id.as_str().and_then(|id| processor.get("special_tokens")?.get(id));
+        if defined.is_none() {
+            return Err(refuse(format!("the template names {id}, which is not among its special tokens")));
+        }
+    }
+    Ok(())
+}
+
+/// The library numbers added tokens itself: an id of the file that it cannot keep would be silently another.
+fn check_added(json: &Json, inner: &Inner) -> Result<()> {
+    for token in json.get("added_tokens").and_then(Json::as_array).into_iter().flatten() {
+        let (Some(text), Some(id)) =
+            (token.get("content").and_then(Json::as_str), token.get("id").and_then(Json::as_u64))
+        else {
+            return Err(refuse("an added token without content or id"));
+        };
+        match inner.token_to_id(text) {
+            _ if text.is_empty() => {}
+            Some(found) if u64::from(found) == id => {}
+            other => {
+                return Err(refuse(format!("the added token {text:?} has the id {id}, but gets {other:?}")));
+            }
         }
     }
     Ok(())
@@ -305,6 +378,44 @@ fn check_merge(vocab: &HashMap<String, u32>, a: &str, b: &str) -> Result<()> {
     }
 }
 
+/// The tokens that a file wants before and after a text.
+fn around(gguf: &Gguf, texts: &[&str]) -> Result<Option<TemplateProcessing>> {
+    let flag = |key: &str, default: bool| match gguf.metadata().get(key) {
+        Some(Metadata::Bool(flag)) => *flag,
+        _ => default,
+    };
+    let scores = gguf.text("tokenizer.ggml.model")? == "llama";
+    let token = |wanted: bool, key: &str| -> Result<Option<(String, u32)>> {
+        if !wanted || !gguf.has(key) {
+            return Ok(None);
+        }
+        let id = gguf.count(key)?;
+        let text = texts.get(id).ok_or_else(|| refuse(format!("{key} is {id}, which no token has")))?;
+        Ok(Some(((*text).to_owned(), id as u32)))
+    };
+    let first = token(flag("tokenizer.ggml.add_bos_token", scores), "tokenizer.ggml.bos_token_id")?;
+    let last = token(flag("tokenizer.ggml.add_eos_token", false), "tokenizer.ggml.eos_token_id")?;
+    if first.is_none() && last.is_none() {
+        return Ok(None);
+    }
+    // Pieces by place, since a token's text may contain anything.
+    let mut single = Vec::new();
+    let mut special = Vec::new();
+    let mut put = |name: &str, token: &Option<(String, u32)>| -> Result<()> {
+        if let Some((text, id)) = token {
+            single.push(name.to_owned());
+            special.push(SpecialToken::new(name.into(), vec![*id], vec![text.clone()]).map_err(refuse)?);
+        }
+        Ok(())
+    };
+    put("first", &first)?;
+    put("last", &last)?;
+    single.insert(usize::from(first.is_some()), "$A".into());
+    let template =
+        TemplateProcessing::builder().try_single(single).map_err(refuse)?.special_tokens(special).build();
+    template.map(Some).map_err(refuse)
+}
+
 fn byte_level(gguf: &Gguf, texts: &[&str]) -> Result<Inner> {
     let vocab = vocabulary(texts)?;
     let mut merges = Vec::new();
@@ -316,26 +427,28 @@ fn byte_level(gguf: &Gguf, texts: &[&str]) -> Result<Inner> {
         check_merge(&vocab, a, b)?;
         merges.push((a.to_owned(), b.to_owned()));
     }
+    let pre = gguf.text("tokenizer.ggml.pre").unwrap_or("default");
     let model = guarded("merges", || {
-        BPE::builder().vocab_and_merges(vocab.into_iter().collect::<Vocab>(), merges).build()
+        let builder = BPE::builder().vocab_and_merges(vocab.into_iter().collect::<Vocab>(), merges);
+        // Llama 3 takes a whole word that is a token without merging.
+        builder.ignore_merges(pre == "llama-bpe").build()
     })?;
     let mut inner = Inner::new(model);
     let byte_level = ByteLevel::new(false, true, true);
-    match gguf.text("tokenizer.ggml.pre") {
-        Ok("smollm") => {
-            let steps = vec![
-                PreTokenizerWrapper::Digits(Digits::new(true)),
-                PreTokenizerWrapper::ByteLevel(byte_level),
-            ];
-            inner.with_pre_tokenizer(Some(Sequence::new(steps)));
+    let steps: Vec<PreTokenizerWrapper> = match pre {
+        "default" | "gpt-2" => vec![byte_level.into()],
+        "smollm" => vec![Digits::new(true).into(), byte_level.into()],
+        "llama-bpe" => {
+            let pattern = SplitPattern::Regex(LLAMA3_WORDS.into());
+            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(refuse)?;
+            vec![split.into(), ByteLevel::new(false, true, false).into()]
         }
-        Ok("default" | "gpt-2") | Err(_) => {
-            inner.with_pre_tokenizer(Some(byte_level));
+        other => {
+            let known = "smollm, llama-bpe, gpt-2, default";
+            return Err(refuse(format!("pre-tokeniser {other:?} is not known ({known} are)")));
         }
-        Ok(other) => {
-            return Err(refuse(format!("pre-tokeniser {other:?} is not known (smollm, gpt-2, default are)")));
-        }
-    }
+    };
+    inner.with_pre_tokenizer(Some(Sequence::new(steps)));
     inner.with_decoder(Some(byte_level));
     Ok(inner)
 }
@@ -380,12 +493,20 @@ fn sentence_piece(gguf: &Gguf, texts: &[&str]) -> Result<Inner> {
     })?;
     let mut inner = Inner::new(model);
     let replace = |from: &str, to: &str| Replace::new(from, to).map_err(refuse);
-    inner.with_normalizer(Some(replace(" ", "\u{2581}")?)).map_err(refuse)?;
-    let steps = vec![
+    let mut steps = vec![
         DecoderWrapper::Replace(replace("\u{2581}", " ")?),
         DecoderWrapper::ByteFallback(ByteFallback::new()),
         DecoderWrapper::Fuse(Fuse::new()),
     ];
+    let spaces = replace(" ", "\u{2581}")?;
+    // Unless told otherwise, SentencePiece starts each text with a space.
+    if gguf.metadata().get("tokenizer.ggml.add_space_prefix") == Some(&Metadata::Bool(false)) {
+        inner.with_normalizer(Some(spaces)).map_err(refuse)?;
+    } else {
+        let normal: Vec<NormalizerWrapper> = vec![Prepend::new("\u{2581}".into()).into(), spaces.into()];
+        inner.with_normalizer(Some(Normalizers::new(normal))).map_err(refuse)?;
+        steps.push(DecoderWrapper::Strip(Strip::new(' ', 1, 0)));
+    }
     inner.with_decoder(Some(Decoders::new(steps)));
     Ok(inner)
 }

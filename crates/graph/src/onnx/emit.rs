@@ -189,7 +189,7 @@ impl<'a> Emit<'a> {
                 self.offset = start + bytes.len();
                 tensor.data_location = 1;
                 tensor.external_data =
-                    vec![entry("location", &*location), entry("offset", start), entry("length", bytes.len())];
+                    vec![entry("location", &location), entry("offset", start), entry("length", bytes.len())];
             }
             _ => tensor.raw_data = bytes.into_owned(),
         }
@@ -199,7 +199,7 @@ impl<'a> Emit<'a> {
 
     /// A float tensor as it is.
     pub(super) fn tensor(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
-        self.raw(name, elem::FLOAT, tensor.shape(), || Ok(Cow::Owned(le_bytes(&*tensor.to_f32()?))))
+        self.raw(name, elem::FLOAT, tensor.shape(), || Ok(Cow::Owned(le_bytes(&tensor.to_f32()?))))
     }
 
     pub(super) fn floats(&mut self, name: &str, dims: &[usize], values: &[f32]) -> Result<()> {

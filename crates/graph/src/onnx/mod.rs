@@ -1,6 +1,6 @@
 //! ONNX, written and read.
 //!
-//! [`write`] lowers a graph to ONNX, with weights in an external file beside it, streamed tensor by tensor so
+//! [`write()`] lowers a graph to ONNX, with weights in an external file beside it, streamed tensor by tensor so
 //! that the size of a model is bounded by the disk. [`Lowering`] says how composites are expressed.
 
 mod emit;
@@ -62,7 +62,7 @@ pub fn write(graph: &Graph, lowering: Lowering, path: &Path) -> Result<()> {
 /// The bytes of a model with its weights inside.
 ///
 /// # Errors
-/// As [`write`]; and a model above 2 GB, which protobuf cannot hold.
+/// As [`write()`]; and a model above 2 GB, which protobuf cannot hold.
 pub fn to_bytes(graph: &Graph, lowering: Lowering) -> Result<Vec<u8>> {
     let model = emit::emit(graph, lowering, Weights::Inline)?;
     if model.encoded_len() > i32::MAX as usize {
