@@ -148,20 +148,31 @@ impl Tokenizer {
     /// # Errors
     /// A run of more than 4 MB without white space; a tokeniser that has no tokens for some byte.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encode =
-            |text: &str| guarded("encoding", || Ok(self.inner.encode(text, special)?.get_ids().to_vec()));
         if text.len() <= PIECE {
-            return encode(text);
+            return self.encode_piece(text, special);
         }
-        if special {
-            return Err(refuse(format!("a text of {} bytes is too long for one sequence", text.len())));
-        }
-        let mut ids = Vec::new();
+        // What the template puts around a text does not depend on the text.
+        let (mut ids, after) = if special { self.around()? } else { Default::default() };
         let mut rest = text;
         while !rest.is_empty() {
-            ids.extend(encode(take_piece(&mut rest)?)?);
+            ids.extend(self.encode_piece(take_piece(&mut rest)?, false)?);
         }
+        ids.extend(after);
         Ok(ids)
+    }
+
+    fn encode_piece(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        guarded("encoding", || Ok(self.inner.encode(text, special)?.get_ids().to_vec()))
+    }
+
+    /// The tokens that the template puts before and after a text.
+    fn around(&self) -> Result<(Vec<u32>, Vec<u32>)> {
+        let (bare, mut before) = (self.encode_piece("a", false)?, self.encode_piece("a", true)?);
+        let at = before.windows(bare.len().max(1)).position(|window| window == bare);
+        let at = at.ok_or_else(|| refuse("the template changes the text's own tokens"))?;
+        let after = before.split_off(at + bare.len());
+        before.truncate(at);
+        Ok((before, after))
     }
 
     /// The text of tokens; with `skip_special`, control tokens are left out. Bytes that are no UTF-8 become

@@ -57,10 +57,10 @@ impl ExportOptions {
         starts.zip(ends).map(|(start, end)| start..end).collect()
     }
 
-    /// Options as they are used on a device: ONNX Runtime's fused attention writes into host memory, so other
-    /// devices use the official operators.
-    pub(crate) fn on(&self, device: Device) -> Self {
-        Self { fused: self.fused && device == Device::Cpu, ..self.clone() }
+    /// Options as they are used: ONNX Runtime's fused attention writes into host memory, so other devices use
+    /// the official operators, and so do heads that are not a multiple of 16 wide, which it refuses.
+    pub(crate) fn on(&self, device: Device, head_dim: usize) -> Self {
+        Self { fused: self.fused && device == Device::Cpu && head_dim % 16 == 0, ..self.clone() }
     }
 }
 
