@@ -203,6 +203,20 @@ pub(crate) fn infer(op: &Op, operands: &[Operand]) -> Inferred {
         Op::Attention { heads, kv_heads, scale, softcap } => {
             attention(operands, (*heads, *kv_heads), scale.is_finite() && softcap.is_none_or(|cap| cap > 0.0))
         }
+        Op::Custom(custom) => {
+            let crate::Custom { domain, name, results, .. } = &**custom;
+            if domain.is_empty()
+                || name.is_empty()
+                || domain.starts_with("ai.onnx")
+                || domain == "com.microsoft"
+            {
+                return Err(format!("{domain:?}:{name:?} is not the name of an operator outside ONNX"));
+            }
+            if results.is_empty() {
+                return Err(format!("{domain}:{name} has no result"));
+            }
+            Ok(results.clone())
+        }
     }
 }
 
@@ -269,6 +283,7 @@ fn arity(op: &Op) -> (usize, usize) {
         Op::Linear(_) => (2, 3),
         Op::Attention { .. } => (4, 6),
         Op::Concat { .. } => (1, usize::MAX),
+        Op::Custom(_) => (0, usize::MAX),
     }
 }
 

@@ -31,5 +31,5 @@ pub use build::AttentionConfig;
 pub use dim::{Dim, Shape};
 pub use error::{GraphError, Result};
 pub use graph::{Graph, Mark, Node, NodeId, Param, ParamId, Producer, Value, ValueInfo};
-pub use op::{BinaryOp, DType, Literal, Op, ReduceOp, RopeScaling, Storage, UnaryOp};
+pub use op::{BinaryOp, Custom, DType, Literal, Op, ReduceOp, RopeScaling, Setting, Storage, UnaryOp};
 pub use tensor::{Tensor, TensorSource};

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::Dim;
+use crate::{Dim, Shape};
 
 /// Element types of graph values. `F32` stands for "the reader's float": an interpreter may compute in f64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -243,6 +243,35 @@ pub enum Op {
         /// Scores become `cap * tanh(score / cap)` before the mask.
         softcap: Option<f32>,
     },
+    /// `(x...) -> (y...)`: an operator that some crate gives to ONNX Runtime. No other reader knows it.
+    Custom(Box<Custom>),
+}
+
+/// An operator that is not part of this graph language: what [`Op::Custom`] says about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Custom {
+    /// Domain, such as `pilotfish`. Not empty, nor one of ONNX or ONNX Runtime.
+    pub domain: String,
+    /// Name within the domain.
+    pub name: String,
+    /// The crate that has the operator; an ONNX file carries it, so that a session without the operator can
+    /// say what is missing.
+    pub provider: String,
+    /// Attributes by name.
+    pub attributes: Vec<(String, Setting)>,
+    /// Shapes and element types of the results.
+    pub results: Vec<(Shape, DType)>,
+}
+
+/// An attribute of a [`Custom`] operator.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Setting {
+    /// A whole number.
+    Int(i64),
+    /// A number.
+    Float(f32),
+    /// A text.
+    Text(String),
 }
 
 impl Op {
@@ -269,6 +298,7 @@ impl Op {
             Self::LayerNorm { .. } => "LayerNorm",
             Self::Rotary { .. } => "Rotary",
             Self::Attention { .. } => "Attention",
+            Self::Custom(_) => "Custom",
         }
     }
 }

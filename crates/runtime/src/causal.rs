@@ -86,7 +86,7 @@ impl OnnxCausal {
         files: Option<tempfile::TempDir>,
     ) -> Result<Self> {
         let config = network.config();
-        let session = SessionConfig { device: options.session.device.resolve()?, ..options.session };
+        let session = SessionConfig { device: options.session.device.resolve()?, ..options.session.clone() };
         let sizes = Sizes {
             width: config.width,
             kv_heads: config.kv_heads,

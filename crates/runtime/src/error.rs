@@ -51,6 +51,29 @@ pub enum RuntimeError {
         /// What is missing or of the wrong type.
         why: String,
     },
+    /// A file that uses operators which the session was not given.
+    #[error(
+        "{path}: it uses operators of the domain {domain:?}, which {provider} has; put its set among \
+         SessionConfig::operators"
+    )]
+    NoOperators {
+        /// The file.
+        path: String,
+        /// The domain.
+        domain: String,
+        /// The crate that has them, as the file says.
+        provider: String,
+    },
+    /// Operators that ONNX Runtime does not take.
+    #[error("operators {domain:?} of {provider}: {why}")]
+    Operators {
+        /// The domain.
+        domain: String,
+        /// The crate that has them.
+        provider: String,
+        /// What is wrong.
+        why: String,
+    },
     /// A folder or file that cannot be read or written.
     #[error("{path}: {source}")]
     Io {

@@ -15,6 +15,7 @@ mod error;
 mod export;
 pub mod home;
 pub mod library;
+mod operators;
 mod segment;
 mod session;
 
@@ -23,4 +24,6 @@ pub use device::Device;
 pub use encoder::OnnxEncoder;
 pub use error::{Result, RuntimeError};
 pub use export::ExportOptions;
+pub use operators::Operators;
+pub use ort;
 pub use session::SessionConfig;

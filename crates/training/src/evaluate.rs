@@ -136,6 +136,7 @@ pub(crate) fn evaluate(
             out[dims.len() - 1] = weight.dims()[0];
             one(y.reshape(out)?)
         }
+        Op::Custom(_) => Err(unsupported("only ONNX Runtime has it")),
         _ => Err(unsupported("it is composite and should have been expanded")),
     }
 }

@@ -24,7 +24,9 @@ pub(super) struct Emit<'a> {
     initializers: Vec<TensorProto>,
     made: HashSet<String>,
     names: HashMap<Value, String>,
-    domains: BTreeMap<&'static str, i64>,
+    domains: BTreeMap<String, i64>,
+    /// Crates that have the operators of a domain.
+    providers: BTreeMap<String, String>,
     dims: HashMap<Dim, String>,
     /// Inputs that a lowering added: name and element type, shape `[1]`.
     pub extra_inputs: Vec<(&'static str, i32)>,
@@ -47,7 +49,8 @@ pub(super) fn emit(graph: &Graph, lowering: Lowering, weights: Weights<'_>) -> R
         initializers: Vec::new(),
         made: HashSet::new(),
         names: HashMap::new(),
-        domains: BTreeMap::from([("", OPSET)]),
+        domains: BTreeMap::from([(String::new(), OPSET)]),
+        providers: BTreeMap::new(),
         dims: HashMap::new(),
         extra_inputs: Vec::new(),
         reshaped: HashMap::new(),
@@ -92,13 +95,14 @@ impl<'a> Emit<'a> {
             inputs.push(value_info(name, *kind, &[1usize].into()));
         }
         let opset =
-            |(domain, version): (&&str, &i64)| OperatorSet { domain: (*domain).into(), version: *version };
+            |(domain, version): (&String, &i64)| OperatorSet { domain: domain.clone(), version: *version };
+        let provider = |(domain, provider): (&String, &String)| entry(&super::provider_key(domain), provider);
         Ok(Model {
             ir_version: IR_VERSION,
             producer_name: "pilotfish".into(),
             producer_version: env!("CARGO_PKG_VERSION").into(),
             opset_import: self.domains.iter().map(opset).collect(),
-            metadata_props: Vec::new(),
+            metadata_props: self.providers.iter().map(provider).collect(),
             functions: Vec::new(),
             graph: Some(GraphProto {
                 name: match graph.name() {
@@ -143,14 +147,14 @@ impl<'a> Emit<'a> {
 
     pub(super) fn node_in(
         &mut self,
-        domain: &'static str,
+        domain: &str,
         op: &str,
         inputs: &[&str],
         outputs: &[&str],
         attribute: Vec<Attribute>,
     ) {
         if !domain.is_empty() {
-            self.domains.insert(domain, 1);
+            self.domains.insert(domain.into(), 1);
         }
         let strings = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
         self.nodes.push(NodeProto {
@@ -161,6 +165,11 @@ impl<'a> Emit<'a> {
             attribute,
             domain: domain.into(),
         });
+    }
+
+    /// Says which crate has the operators of a domain.
+    pub(super) fn provider(&mut self, domain: &str, provider: &str) {
+        self.providers.insert(domain.into(), provider.into());
     }
 
     /// An initializer of raw bytes; given twice, it is stored once.

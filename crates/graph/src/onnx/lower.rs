@@ -5,12 +5,12 @@ use std::collections::HashSet;
 
 use super::Lowering;
 use super::emit::Emit;
-use super::nodes::{elem_type, float, int, ints};
+use super::nodes::{elem_type, float, int, ints, text};
 use super::proto::elem;
 use crate::passes::rotary_frequencies;
 use crate::{
-    BinaryOp, Dim, Graph, GraphError, Literal, Node, Op, Producer, ReduceOp, Result, RopeScaling, Storage,
-    Tensor, UnaryOp, Value, passes, quantize,
+    BinaryOp, Dim, Graph, GraphError, Literal, Node, Op, Producer, ReduceOp, Result, RopeScaling, Setting,
+    Storage, Tensor, UnaryOp, Value, passes, quantize,
 };
 
 const MICROSOFT: &str = "com.microsoft";
@@ -27,6 +27,7 @@ pub(super) fn expand_rest(
         Op::Unary(UnaryOp::Gelu | UnaryOp::GeluTanh) => true,
         // The order of soft cap and mask has changed between releases of the operator.
         Op::Attention { softcap, .. } => softcap.is_none(),
+        Op::Custom(_) => true,
         _ => false,
     };
     // Standard rotary tables are built for the positions at hand by primitives; see `rotary`.
@@ -110,15 +111,7 @@ pub(super) fn lower(e: &mut Emit<'_>, node: &Node) -> Result<()> {
         Op::Unary(op) => {
             let (name, attributes) = match op {
                 UnaryOp::Gelu => ("Gelu", vec![]),
-                UnaryOp::GeluTanh => {
-                    let tanh = super::proto::Attribute {
-                        name: "approximate".into(),
-                        s: b"tanh".to_vec(),
-                        kind: 3,
-                        ..Default::default()
-                    };
-                    ("Gelu", vec![tanh])
-                }
+                UnaryOp::GeluTanh => ("Gelu", vec![text("approximate", "tanh")]),
                 UnaryOp::Neg => ("Neg", vec![]),
                 UnaryOp::Abs => ("Abs", vec![]),
                 UnaryOp::Exp => ("Exp", vec![]),
@@ -200,6 +193,16 @@ pub(super) fn lower(e: &mut Emit<'_>, node: &Node) -> Result<()> {
         }
         Op::LayerNorm { eps } => {
             e.node("LayerNormalization", &inputs, &outputs, vec![int("axis", -1), float("epsilon", *eps)]);
+        }
+        Op::Custom(custom) => {
+            let attribute = |(name, setting): &(String, Setting)| match setting {
+                Setting::Int(value) => int(name, *value),
+                Setting::Float(value) => float(name, *value),
+                Setting::Text(value) => text(name, value),
+            };
+            let attributes = custom.attributes.iter().map(attribute).collect();
+            e.provider(&custom.domain, &custom.provider);
+            e.node_in(&custom.domain, &custom.name, &inputs, &outputs, attributes);
         }
         Op::Constant(_) | Op::Linear(_) | Op::Rotary { .. } | Op::Attention { .. } => {}
     }

@@ -35,6 +35,25 @@ pub enum Lowering {
     },
 }
 
+/// The key under which a file's metadata names the crate that has the operators of a domain.
+fn provider_key(domain: &str) -> String {
+    format!("{PROVIDER}{domain}")
+}
+
+const PROVIDER: &str = "operators of ";
+
+/// Domains of operators that a file written by [`write()`] uses, and the crates that have them.
+///
+/// # Errors
+/// A file that cannot be read or is not ONNX.
+pub fn providers(path: &Path) -> Result<Vec<(String, String)>> {
+    let bytes = std::fs::read(path).map_err(|source| GraphError::io(path, source))?;
+    let model = proto::Model::decode(bytes.as_slice())
+        .map_err(|error| GraphError::malformed(path, error.to_string()))?;
+    let provider = |entry: proto::Entry| Some((entry.key.strip_prefix(PROVIDER)?.to_owned(), entry.value));
+    Ok(model.metadata_props.into_iter().filter_map(provider).collect())
+}
+
 /// A model in memory: the message, and the bytes of its external weights if they were kept apart.
 pub(crate) enum Weights<'a> {
     /// Inside the message.

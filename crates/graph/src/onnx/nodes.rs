@@ -17,6 +17,10 @@ pub(super) fn ints(name: &str, ints: &[i64]) -> Attribute {
     Attribute { name: name.into(), ints: ints.to_vec(), kind: 7, ..Attribute::default() }
 }
 
+pub(super) fn text(name: &str, s: &str) -> Attribute {
+    Attribute { name: name.into(), s: s.as_bytes().to_vec(), kind: 3, ..Attribute::default() }
+}
+
 pub(super) fn entry(key: &str, value: impl ToString) -> Entry {
     Entry { key: key.into(), value: value.to_string() }
 }
