@@ -1,12 +1,14 @@
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use pilotfish_model::{
-    Capability, CausalModel, Input, Ledger, ModelError, Parents, Phase, RowSet, Step, Token, TokenTree,
+    Capability, CausalModel, Input, Ledger, LogitForm, ModelError, Parents, Phase, RowSet, Step, StepOutput,
+    TapRows, Token, TokenTree,
 };
 
-use crate::verifier::Context;
-use crate::{DecodingError, Drafter, Result, Verifier};
+use crate::verifiers::Context;
+use crate::{Ask, DecodingError, Draft, Drafter, Needs, Outcome, Result, Start, Verdict, Verifier};
 
 /// When a text ends, and how it is computed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +55,19 @@ pub struct Round<'a> {
     pub drafted: usize,
 }
 
+/// One round, for statistics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RoundRecord {
+    /// Tokens proposed; the target's step had one row more.
+    pub drafted: usize,
+    /// Levels of the draft.
+    pub depth: usize,
+    /// Proposed tokens that the text kept.
+    pub accepted: usize,
+    /// Tokens added to the text.
+    pub added: usize,
+}
+
 /// A finished text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
@@ -60,8 +75,8 @@ pub struct Generation {
     pub tokens: Vec<Token>,
     /// Why it ended.
     pub finish: Finish,
-    /// Tokens that each round after the prompt's pass added.
-    pub rounds: Vec<usize>,
+    /// The rounds after the prompt's pass.
+    pub rounds: Vec<RoundRecord>,
     /// What it cost.
     pub ledger: Ledger,
 }
@@ -72,13 +87,23 @@ pub struct Decoder<'a> {
     drafter: &'a mut dyn Drafter,
     verifier: &'a mut dyn Verifier,
     limits: Limits,
+    needs: Needs,
+    cancel: Option<&'a AtomicBool>,
+}
+
+/// What a target step over a draft gave.
+struct Verified {
+    path: Vec<usize>,
+    next: Token,
+    answer: StepOutput,
 }
 
 impl<'a> Decoder<'a> {
     /// A loop of these parts. Whatever the model's cache holds is forgotten when a text begins.
     ///
     /// # Errors
-    /// Limits that allow nothing.
+    /// Limits that allow nothing; a verifier that is not for the drafter's draws; a drafter that does not fit
+    /// the model.
     pub fn new(
         model: &'a mut dyn CausalModel,
         drafter: &'a mut dyn Drafter,
@@ -90,7 +115,24 @@ impl<'a> Decoder<'a> {
                 return Err(DecodingError::BadParameter { name, value, want: "at least 1" });
             }
         }
-        Ok(Self { model, drafter, verifier, limits })
+        let drawn = drafter.drawn();
+        if !verifier.takes(drawn) {
+            let (verifier, drafter) = (verifier.name(), drafter.name());
+            return Err(DecodingError::Mismatch { verifier, drafter, drawn });
+        }
+        drafter.fits(model.info())?;
+        let needs = drafter.needs();
+        needs.taps.iter().try_for_each(|tap| model.info().require_tap(*tap))?;
+        if let Some(form) = needs.logits {
+            form.check()?;
+        }
+        Ok(Self { model, drafter, verifier, limits, needs, cancel: None })
+    }
+
+    /// The same loop, which breaks off between two phases once the flag is up. What an unfinished round did is
+    /// undone.
+    pub fn cancelled_by(self, flag: &'a AtomicBool) -> Self {
+        Self { cancel: Some(flag), ..self }
     }
 
     /// Continues a prompt.
@@ -98,8 +140,8 @@ impl<'a> Decoder<'a> {
         self.generate_with(prompt, |_| ControlFlow::Continue(()))
     }
 
-    /// Continues a prompt, round by round under the eyes of an observer, who may break off. After an error or
-    /// a break the model's cache holds committed tokens only.
+    /// Continues a prompt, round by round under the eyes of an observer, who may break off. Afterwards, also
+    /// after an error or a break, the model's cache holds committed tokens only: the text without its last one.
     ///
     /// # Errors
     /// An empty prompt or one that fills the context; whatever the model, the drafter or the verifier refuse.
@@ -118,42 +160,77 @@ impl<'a> Decoder<'a> {
         let mut text = prompt.to_vec();
         let mut out = Generation {
             tokens: Vec::new(),
-            finish: Finish::Length,
+            finish: Finish::Cancelled,
             rounds: Vec::new(),
             ledger: Ledger::default(),
         };
         self.model.truncate(0)?;
-        let first = self.prefill(prompt, &mut out.ledger)?;
+        let Some((first, taps)) = self.prefill(prompt, &mut out.ledger)? else { return Ok(out) };
         let clock = Instant::now();
-        self.drafter.start(prompt)?;
+        let sampler = self.verifier.sampler();
+        self.drafter.start(&Start { prompt, first, taps: &taps, sampler: &sampler })?;
         out.ledger.spend(Phase::Draft, clock.elapsed());
         let mut added = vec![first];
-        let (mut accepted, mut drafted) = (0, 0);
-        loop {
-            let ended = self.commit(&mut text, prompt.len(), &mut added);
-            let kept = added.len();
-            out.ledger.accepted += accepted.min(kept) as u64;
-            out.ledger.emitted += kept as u64;
-            out.tokens.extend_from_slice(&added);
-            let round = Round { tokens: &added, accepted: accepted.min(kept), drafted };
-            let told = observe(&round);
-            if ended.is_some() || told.is_break() {
-                out.finish = ended.unwrap_or(Finish::Cancelled);
-                return Ok(out);
+        let mut finish = self.commit(&mut text, prompt.len(), &mut added);
+        out.ledger.emitted = 1;
+        out.tokens.push(first);
+        let mut told = observe(&Round { tokens: &added, accepted: 0, drafted: 0 });
+        while finish.is_none() && told.is_continue() && !self.cancelled() {
+            let draft = self.propose(&text, out.tokens.len(), &mut out.ledger)?;
+            if self.cancelled() {
+                break;
             }
-            let tree = self.propose(&text, out.tokens.len(), &mut out.ledger)?;
-            drafted = tree.len() - 1;
-            out.ledger.drafted += drafted as u64;
-            let (path, next) = self.round(&text, &tree, &mut out.ledger)?;
-            accepted = path.len();
+            let Some(verified) = self.round(&text, &draft, &mut out.ledger)? else { break };
+            let Verified { mut path, next, answer } = verified;
             added.clear();
-            added.extend(path);
+            added.extend(path.iter().map(|&node| draft.tree().token(node)));
             added.push(next);
+            finish = self.commit(&mut text, prompt.len(), &mut added);
+            path.truncate(added.len());
+            if self.model.len() > text.len() - 1 {
+                // The text ended inside what was accepted.
+                self.model.truncate(text.len() - 1)?;
+            }
+            let record = RoundRecord {
+                drafted: draft.len(),
+                depth: draft.depth(),
+                accepted: path.len(),
+                added: added.len(),
+            };
             out.ledger.rounds += 1;
+            out.ledger.drafted += record.drafted as u64;
+            out.ledger.accepted += record.accepted as u64;
+            out.ledger.emitted += record.added as u64;
+            out.tokens.extend_from_slice(&added);
+            out.rounds.push(record);
             let clock = Instant::now();
-            out.rounds.push(added.len().min(self.limits.new_tokens - out.tokens.len()));
-            self.drafter.observe(&text)?;
+            self.drafter.observe(&Outcome {
+                text: &text,
+                added: added.len(),
+                draft: &draft,
+                logits: &answer.logits,
+                taps: &answer.taps,
+                path: &path,
+                finish,
+            })?;
             out.ledger.spend(Phase::Draft, clock.elapsed());
+            told = observe(&Round { tokens: &added, accepted: record.accepted, drafted: record.drafted });
+        }
+        out.finish = finish.unwrap_or(Finish::Cancelled);
+        Ok(out)
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancel.is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+
+    /// The least form of logits that serves both the verifier and the drafter.
+    fn form(&self) -> LogitForm {
+        match (self.verifier.form(), self.needs.logits) {
+            (LogitForm::Full, _) | (_, Some(LogitForm::Full)) => LogitForm::Full,
+            (LogitForm::TopK(a), Some(LogitForm::TopK(b))) => LogitForm::TopK(a.max(b)),
+            (LogitForm::Argmax, Some(form)) => form,
+            (form, _) => form,
         }
     }
 
@@ -183,77 +260,104 @@ impl<'a> Decoder<'a> {
         None
     }
 
-    /// Reads the prompt but for nothing: its last row gives the first token.
-    fn prefill(&mut self, prompt: &[Token], ledger: &mut Ledger) -> Result<Token> {
+    /// Reads the prompt but for nothing: its last row gives the first token. Returns it with the taps of all
+    /// rows; nothing when it was cancelled.
+    fn prefill(&mut self, prompt: &[Token], ledger: &mut Ledger) -> Result<Option<(Token, Vec<TapRows>)>> {
         let form = self.verifier.form();
+        let mut taps: Vec<TapRows> = Vec::new();
         let mut start = 0;
         loop {
+            if self.cancelled() {
+                self.model.truncate(0)?;
+                return Ok(None);
+            }
             let end = (start + self.limits.prefill_rows).min(prompt.len());
             let last = end == prompt.len();
             let want = if last { RowSet::Last } else { RowSet::None };
             let clock = Instant::now();
-            let answer = self.model.step(&Step::chain(&prompt[start..end]).want(want).form(form))?;
+            let step = Step::chain(&prompt[start..end]).want(want).form(form).taps(&self.needs.taps);
+            let answer = self.model.step(&step)?;
             ledger.spend(Phase::Prefill, clock.elapsed());
             ledger.target(self.model.info(), end - start, usize::from(last));
+            if taps.is_empty() {
+                taps = answer.taps;
+            } else {
+                taps.iter_mut().zip(answer.taps).for_each(|(all, more)| all.values.extend(more.values));
+            }
             if last {
                 let clock = Instant::now();
-                let tree = TokenTree::new(prompt[prompt.len() - 1]);
-                let verdict =
-                    self.verifier.verify(&Context { text: prompt, tree: &tree, logits: &answer.logits })?;
+                let draft = Draft::none(prompt[prompt.len() - 1]);
+                let context = Context { text: prompt, draft: &draft, logits: &answer.logits };
+                let next = self.verifier.verify(&context)?.next;
+                self.check_token(next)?;
                 ledger.spend(Phase::Verify, clock.elapsed());
-                return Ok(verdict.next);
+                return Ok(Some((next, taps)));
             }
             start = end;
         }
     }
 
-    fn propose(&mut self, text: &[Token], emitted: usize, ledger: &mut Ledger) -> Result<TokenTree> {
+    fn propose(&mut self, text: &[Token], emitted: usize, ledger: &mut Ledger) -> Result<Draft> {
         let clock = Instant::now();
         let root = text[text.len() - 1];
         // The token after the path always counts: a path may be one shorter than what is still wanted.
         let room = (self.limits.new_tokens - emitted).min(self.model.info().context - text.len());
-        let depth = room.saturating_sub(1);
-        let tree = if depth == 0 || self.limits.draft == 0 {
-            TokenTree::new(root)
-        } else {
-            let proposed = self.drafter.propose(text, self.limits.draft, depth)?;
-            if proposed.token(0) != root {
-                return Err(DecodingError::WrongRoot { got: proposed.token(0), want: root });
-            }
-            clamp(proposed, self.limits.draft, depth)?
-        };
-        let chain = (1..tree.len()).all(|node| tree.parent(node) == Some(node - 1));
-        if !chain {
+        let (budget, depth) = (self.limits.draft, room.saturating_sub(1));
+        if depth == 0 || budget == 0 {
+            return Ok(Draft::none(root));
+        }
+        let (rows, sampler) = (self.model.len(), self.verifier.sampler());
+        let mut ask = Ask { text, budget, depth, sampler: &sampler, model: self.model, ledger };
+        let draft = self.drafter.propose(&mut ask)?;
+        if self.model.len() != rows {
+            let (drafter, got) = (self.drafter.name(), self.model.len());
+            self.model.truncate(rows.min(got))?;
+            return Err(DecodingError::CacheTouched { drafter, got, want: rows });
+        }
+        if draft.tree().token(0) != root {
+            return Err(DecodingError::WrongRoot { got: draft.tree().token(0), want: root });
+        }
+        let (got, want) = (draft.drawn(), self.drafter.drawn());
+        if got != want && !draft.is_empty() {
+            return Err(DecodingError::WrongDraw { drafter: self.drafter.name(), got, want });
+        }
+        let draft = draft.clamp(budget, depth)?;
+        if !draft.is_chain() {
             self.model.info().require(Capability::Tree)?;
         }
         ledger.spend(Phase::Draft, clock.elapsed());
-        Ok(tree)
+        Ok(draft)
     }
 
-    /// One target step over a tree; returns the accepted tokens and the one after them.
-    fn round(
-        &mut self,
-        text: &[Token],
-        tree: &TokenTree,
-        ledger: &mut Ledger,
-    ) -> Result<(Vec<Token>, Token)> {
+    /// One target step over a draft, of which the cache keeps the accepted rows; nothing when it was cancelled.
+    fn round(&mut self, text: &[Token], draft: &Draft, ledger: &mut Ledger) -> Result<Option<Verified>> {
         let before = self.model.len();
+        let tree = draft.tree();
         let parents = tree.parents(before);
         let step = Step {
             input: Input::Ids(tree.tokens()),
-            parents: if tree.len() == 1 { Parents::Chain } else { Parents::Rows(&parents) },
+            parents: if draft.is_chain() { Parents::Chain } else { Parents::Rows(&parents) },
             logits: RowSet::All,
-            form: self.verifier.form(),
-            taps: &[],
+            form: self.form(),
+            taps: &self.needs.taps,
         };
         let clock = Instant::now();
         let answer = self.model.step(&step)?;
         ledger.spend(Phase::Target, clock.elapsed());
         ledger.target(self.model.info(), tree.len(), tree.len());
+        if self.cancelled() {
+            self.model.truncate(before)?;
+            return Ok(None);
+        }
         let clock = Instant::now();
-        let verdict = self.verifier.verify(&Context { text, tree, logits: &answer.logits });
+        let verdict = self.verifier.verify(&Context { text, draft, logits: &answer.logits });
         ledger.spend(Phase::Verify, clock.elapsed());
-        let verdict = match verdict {
+        let verdict = verdict.and_then(|verdict| {
+            self.check_token(verdict.next)?;
+            self.check_path(tree, &verdict.path)?;
+            Ok(verdict)
+        });
+        let Verdict { path, next } = match verdict {
             Ok(verdict) => verdict,
             Err(error) => {
                 self.model.truncate(before)?;
@@ -261,37 +365,31 @@ impl<'a> Decoder<'a> {
             }
         };
         let clock = Instant::now();
-        if verdict.path.len() + 1 < tree.len() {
+        if path.len() + 1 < tree.len() {
             let kept: Vec<usize> =
-                std::iter::once(before).chain(verdict.path.iter().map(|node| before + node)).collect();
+                std::iter::once(before).chain(path.iter().map(|node| before + node)).collect();
             self.model.keep(before, &kept)?;
         }
         ledger.spend(Phase::Cache, clock.elapsed());
-        if verdict.next as usize >= self.model.info().vocab {
-            let (token, vocab) = (verdict.next, self.model.info().vocab);
+        Ok(Some(Verified { path, next, answer }))
+    }
+
+    fn check_token(&self, token: Token) -> Result<()> {
+        let vocab = self.model.info().vocab;
+        if token as usize >= vocab {
             return Err(ModelError::TokenOutOfRange { row: 0, token, vocab }.into());
         }
-        Ok((verdict.path.iter().map(|&node| tree.token(node)).collect(), verdict.next))
+        Ok(())
     }
-}
 
-/// A tree without nodes beyond a number or a depth.
-fn clamp(tree: TokenTree, budget: usize, depth: usize) -> Result<TokenTree> {
-    let fits = tree.len() - 1 <= budget && (0..tree.len()).all(|node| tree.depth(node) <= depth);
-    if fits {
-        return Ok(tree);
-    }
-    let mut clamped = TokenTree::new(tree.token(0));
-    let mut places = vec![Some(0)];
-    for node in 1..tree.len() {
-        let parent = tree.parent(node).and_then(|parent| places[parent]);
-        let place = match parent {
-            Some(parent) if clamped.len() <= budget && tree.depth(node) <= depth => {
-                Some(clamped.push(parent, tree.token(node))?)
+    fn check_path(&self, tree: &TokenTree, path: &[usize]) -> Result<()> {
+        let mut parent = 0;
+        for &node in path {
+            if node == 0 || node >= tree.len() || tree.parent(node) != Some(parent) {
+                return Err(DecodingError::BadVerdict { verifier: self.verifier.name(), node, parent });
             }
-            _ => None,
-        };
-        places.push(place);
+            parent = node;
+        }
+        Ok(())
     }
-    Ok(clamped)
 }

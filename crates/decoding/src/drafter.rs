@@ -1,24 +1,116 @@
-use std::collections::HashMap;
+use pilotfish_model::sampling::Sampler;
+use pilotfish_model::{CausalModel, Ledger, LogitForm, Logits, ModelInfo, Tap, TapRows, Token};
 
-use pilotfish_model::{Token, TokenTree};
+use crate::{Draft, Drawn, Finish, Result};
 
-use crate::{DecodingError, Result};
+/// What a drafter wants to see of the target's steps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// The least form of logits it can use, for all rows of the tree; `None` if it looks at none. It may be
+    /// given more: whole rows instead of top-k, more entries, or top-k instead of an argmax
+    /// ([`Logits::top`] reads all forms).
+    pub logits: Option<LogitForm>,
+    /// Taps of all rows, of the prompt and of every tree.
+    pub taps: Vec<Tap>,
+}
+
+/// A new text begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Start<'a> {
+    /// The prompt.
+    pub prompt: &'a [Token],
+    /// The first new token, already decided by the target; it is the root of the first draft.
+    pub first: Token,
+    /// Taps of all rows of the prompt, in the order asked for.
+    pub taps: &'a [TapRows],
+    /// How the target's logits become a distribution.
+    pub sampler: &'a Sampler,
+}
+
+/// The request for a draft.
+pub struct Ask<'a> {
+    /// The prompt and all committed tokens; the last is the root of the draft.
+    pub text: &'a [Token],
+    /// Proposed tokens at most. Never 0.
+    pub budget: usize,
+    /// Levels below the root at most. Never 0.
+    pub depth: usize,
+    /// The target's warpers. A drafter that samples may use its own, as long as its laws are those it drew
+    /// from.
+    pub sampler: &'a Sampler,
+    /// The target itself, for drafters that run some of its layers. Its cache holds the text without the root
+    /// and must hold just that afterwards.
+    pub model: &'a mut dyn CausalModel,
+    /// Where forward passes of a draft model are recorded ([`Ledger::draft`]).
+    pub ledger: &'a mut Ledger,
+}
+
+impl Ask<'_> {
+    /// The last committed token: the draft's root.
+    pub fn root(&self) -> Token {
+        // The loop never asks about an empty text.
+        self.text.last().copied().unwrap_or(0)
+    }
+}
+
+/// What came of a draft.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome<'a> {
+    /// The text after the round: what was kept, the token after it included, cut where the text ended.
+    pub text: &'a [Token],
+    /// How many tokens of `text` are new.
+    pub added: usize,
+    /// The draft as it was verified: maybe smaller than what was proposed.
+    pub draft: &'a Draft,
+    /// The target's logits, a row a node, rejected nodes included.
+    pub logits: &'a Logits,
+    /// Taps, a row a node, in the order asked for.
+    pub taps: &'a [TapRows],
+    /// Accepted nodes from the root downwards, without those that the text's end cut away.
+    pub path: &'a [usize],
+    /// Why the text ended in this round, if it did. If so, `text` may lack the token after the path.
+    pub finish: Option<Finish>,
+}
 
 /// Proposes what may come next.
+///
+/// A drafter lives longer than a text: [`start`](Self::start) forgets what belongs to the text before, and only
+/// that.
 pub trait Drafter: Send {
     /// Name for reports.
     fn name(&self) -> String;
 
-    /// A new text begins with this prompt.
-    fn start(&mut self, prompt: &[Token]) -> Result<()>;
+    /// How the children in its drafts are drawn; every draft that is not empty must say the same.
+    fn drawn(&self) -> Drawn {
+        Drawn::Fixed
+    }
 
-    /// A tree whose root is the last token of `text` (prompt and all committed tokens), with at most `budget`
-    /// further nodes and at most `depth` levels of them. Nodes beyond either are cut away by the loop.
-    fn propose(&mut self, text: &[Token], budget: usize, depth: usize) -> Result<TokenTree>;
+    /// What it wants to see of the target.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
 
-    /// The text as it stands after a round.
-    fn observe(&mut self, text: &[Token]) -> Result<()> {
-        let _ = text;
+    /// Whether it can draft for a target; asked once, when a loop is made.
+    ///
+    /// # Errors
+    /// A capability that the target lacks, another vocabulary.
+    fn fits(&self, target: &ModelInfo) -> Result<()> {
+        let _ = target;
+        Ok(())
+    }
+
+    /// A new text begins. Taps and the first token are there: the prompt has been read.
+    fn start(&mut self, start: &Start<'_>) -> Result<()> {
+        let _ = start;
+        Ok(())
+    }
+
+    /// A draft for the text. Nodes beyond budget or depth are cut away by the loop.
+    fn propose(&mut self, ask: &mut Ask<'_>) -> Result<Draft>;
+
+    /// What came of the draft proposed last. Not called for the prompt's own pass.
+    fn observe(&mut self, outcome: &Outcome<'_>) -> Result<()> {
+        let _ = outcome;
         Ok(())
     }
 }
@@ -32,158 +124,7 @@ impl Drafter for Nothing {
         "plain".into()
     }
 
-    fn start(&mut self, _: &[Token]) -> Result<()> {
-        Ok(())
-    }
-
-    fn propose(&mut self, text: &[Token], _: usize, _: usize) -> Result<TokenTree> {
-        text.last().map(|&root| TokenTree::new(root)).ok_or(DecodingError::EmptyPrompt)
-    }
-}
-
-/// Numbers of [`PromptLookup`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PromptLookupConfig {
-    /// Longest suffix that is looked up.
-    pub longest: usize,
-    /// Shortest suffix that is looked up.
-    pub shortest: usize,
-    /// Tokens proposed at most.
-    pub draft: usize,
-}
-
-impl Default for PromptLookupConfig {
-    fn default() -> Self {
-        Self { longest: 3, shortest: 1, draft: 10 }
-    }
-}
-
-/// Prompt look-up decoding: the last tokens of the text are looked for earlier in it, longest suffix first,
-/// most recent place first, and what followed there is proposed. An index of n-grams makes a look-up as long
-/// as the suffix, not as the text.
-///
-/// | default | value | source |
-/// |---|---|---|
-/// | longest suffix | 3 | apoorvumang/prompt-lookup-decoding |
-/// | draft | 10 | the same |
-///
-/// **Deviations.** The original takes the first place where a suffix occurs; here it is the last one that has
-/// a continuation, which follows the text's topic. The output itself is searched as well.
-#[derive(Clone, Debug)]
-pub struct PromptLookup {
-    config: PromptLookupConfig,
-    /// For each length, the place after the last occurrence of an n-gram that has a continuation.
-    places: Vec<HashMap<Vec<Token>, usize>>,
-    /// Tokens indexed.
-    indexed: usize,
-}
-
-impl Default for PromptLookup {
-    fn default() -> Self {
-        Self::build(PromptLookupConfig::default())
-    }
-}
-
-impl PromptLookup {
-    /// A drafter with these numbers.
-    ///
-    /// # Errors
-    /// `shortest` of 0 or above `longest`, a `longest` above 64, a draft of 0.
-    pub fn new(config: PromptLookupConfig) -> Result<Self> {
-        let refuse = |name, value, want| Err(DecodingError::BadParameter { name, value, want });
-        if config.shortest == 0 || config.shortest > config.longest {
-            return refuse("shortest", config.shortest, "at least 1 and at most longest");
-        }
-        if config.longest > 64 {
-            return refuse("longest", config.longest, "at most 64");
-        }
-        if config.draft == 0 {
-            return refuse("draft", 0, "at least 1");
-        }
-        Ok(Self::build(config))
-    }
-
-    fn build(config: PromptLookupConfig) -> Self {
-        let places = vec![HashMap::new(); config.longest - config.shortest + 1];
-        Self { config, places, indexed: 0 }
-    }
-
-    /// Indexes every n-gram that ends before the last token, so that what is found has a continuation.
-    fn index(&mut self, text: &[Token]) {
-        for end in self.indexed.max(1)..text.len() {
-            for (length, places) in (self.config.shortest..).zip(&mut self.places) {
-                if let Some(start) = end.checked_sub(length) {
-                    places.insert(text[start..end].to_vec(), end);
-                }
-            }
-        }
-        self.indexed = text.len();
-    }
-}
-
-impl Drafter for PromptLookup {
-    fn name(&self) -> String {
-        let PromptLookupConfig { longest, shortest, draft } = self.config;
-        format!("prompt look-up ({shortest}-{longest} grams, {draft} tokens)")
-    }
-
-    fn start(&mut self, prompt: &[Token]) -> Result<()> {
-        self.places.iter_mut().for_each(HashMap::clear);
-        self.indexed = 0;
-        self.index(prompt);
-        Ok(())
-    }
-
-    fn propose(&mut self, text: &[Token], budget: usize, depth: usize) -> Result<TokenTree> {
-        let Some(&root) = text.last() else { return Err(DecodingError::EmptyPrompt) };
-        self.index(text);
-        for (length, places) in (self.config.shortest..self.config.longest + 1).zip(&self.places).rev() {
-            if let Some(start) = text.len().checked_sub(length)
-                && let Some(&place) = places.get(&text[start..])
-            {
-                let count = self.config.draft.min(budget).min(depth).min(text.len() - place);
-                return Ok(TokenTree::chain(root, &text[place..place + count]));
-            }
-        }
-        Ok(TokenTree::new(root))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn draft(config: PromptLookupConfig, text: &[Token]) -> Vec<Token> {
-        let mut lookup = PromptLookup::new(config).expect("valid");
-        lookup.start(&text[..1]).expect("never fails");
-        // Token by token, as decoding does.
-        for end in 1..text.len() {
-            lookup.propose(&text[..end], 100, 100).expect("not empty");
-        }
-        lookup.propose(text, 100, 100).expect("not empty").tokens()[1..].to_vec()
-    }
-
-    #[test]
-    fn longest_suffix_and_latest_place_win() {
-        let config = PromptLookupConfig { longest: 2, shortest: 1, draft: 3 };
-        // 1 2 occurred twice; the later one was followed by 8 9 1.
-        assert_eq!(draft(config, &[1, 2, 7, 1, 2, 8, 9, 1, 2]), [8, 9, 1]);
-        // 5 2 did not occur, 2 did.
-        assert_eq!(draft(config, &[1, 2, 7, 5, 2]), [7, 5, 2]);
-        assert!(draft(config, &[1, 2, 3]).is_empty());
-        // A run proposes itself.
-        assert_eq!(draft(config, &[4, 4, 4]), [4]);
-    }
-
-    #[test]
-    fn budget_and_parameters() {
-        let mut lookup = PromptLookup::default();
-        let text = [1, 2, 3, 4, 5, 1, 2];
-        lookup.start(&text).expect("never fails");
-        assert_eq!(lookup.propose(&text, 2, 9).expect("not empty").tokens(), [2, 3, 4]);
-        assert_eq!(lookup.propose(&text, 9, 1).expect("not empty").tokens(), [2, 3]);
-        for (longest, shortest, draft) in [(3, 0, 1), (1, 2, 1), (65, 1, 1), (3, 1, 0)] {
-            assert!(PromptLookup::new(PromptLookupConfig { longest, shortest, draft }).is_err());
-        }
+    fn propose(&mut self, ask: &mut Ask<'_>) -> Result<Draft> {
+        Ok(Draft::none(ask.root()))
     }
 }

@@ -1,5 +1,7 @@
 use pilotfish_model::ModelError;
 
+use crate::Drawn;
+
 /// Result of decoding.
 pub type Result<T, E = DecodingError> = std::result::Result<T, E>;
 
@@ -25,6 +27,74 @@ pub enum DecodingError {
         got: u32,
         /// What it should begin with.
         want: u32,
+    },
+    /// A verifier that is not exact, or not made, for a drafter's draws.
+    #[error(
+        "{verifier} cannot verify the drafts of {drafter}, which are drawn {drawn}; see pilotfish_decoding::lossless"
+    )]
+    Mismatch {
+        /// The verifier.
+        verifier: &'static str,
+        /// The drafter.
+        drafter: String,
+        /// How it draws.
+        drawn: Drawn,
+    },
+    /// A draft drawn in another way than its drafter declares.
+    #[error("{drafter} declares drafts drawn {want} and proposed one drawn {got}")]
+    WrongDraw {
+        /// The drafter.
+        drafter: String,
+        /// How the draft says it was drawn.
+        got: Drawn,
+        /// How the drafter says it draws.
+        want: Drawn,
+    },
+    /// A node with children whose law is missing or covers another vocabulary.
+    #[error("node {node} of the draft: {}, want one over {want} tokens", got.map_or("no law".into(), |got| format!("a law over {got} tokens")))]
+    NoLaw {
+        /// The node.
+        node: usize,
+        /// Tokens of the law that is there.
+        got: Option<usize>,
+        /// Tokens of the target's vocabulary.
+        want: usize,
+    },
+    /// A node with several children, where a chain is needed.
+    #[error("a node of the draft has {children} children; this rule is for chains")]
+    NotAChain {
+        /// Children.
+        children: usize,
+    },
+    /// A drafter that left the target's cache other than it found it.
+    #[error("{drafter} left {got} rows in the target's cache, there were {want}")]
+    CacheTouched {
+        /// The drafter.
+        drafter: String,
+        /// Rows left.
+        got: usize,
+        /// Rows there were.
+        want: usize,
+    },
+    /// A verifier whose path is none: its nodes do not follow each other from the root.
+    #[error("{verifier} kept node {node}, which does not follow {parent}")]
+    BadVerdict {
+        /// The verifier.
+        verifier: &'static str,
+        /// The node.
+        node: usize,
+        /// The node it should be a child of.
+        parent: usize,
+    },
+    /// A drafter and a target of different vocabularies.
+    #[error("{drafter} drafts over {got} tokens, the target has {want}")]
+    Vocabulary {
+        /// The drafter.
+        drafter: String,
+        /// Its tokens.
+        got: usize,
+        /// The target's tokens.
+        want: usize,
     },
     /// A parameter outside its range.
     #[error("{name} = {value}: {want}")]

@@ -18,13 +18,20 @@
 #![forbid(unsafe_code)]
 
 mod decoder;
+mod draft;
 mod drafter;
+pub mod drafters;
 mod error;
 mod identity;
-mod verifier;
+pub mod verifiers;
 
-pub use decoder::{Decoder, Finish, Generation, Limits, Round};
-pub use drafter::{Drafter, Nothing, PromptLookup, PromptLookupConfig};
+pub use decoder::{Decoder, Finish, Generation, Limits, Round, RoundRecord};
+pub use draft::{Draft, Drawn};
+pub use drafter::{Ask, Drafter, Needs, Nothing, Outcome, Start};
+pub use drafters::{PromptLookup, PromptLookupConfig};
 pub use error::{DecodingError, Result};
 pub use identity::{Identity, compare};
-pub use verifier::{Choose, Context, GreedyTree, SampleAndMatch, Verdict, Verifier};
+pub use verifiers::{
+    Choose, Context, Dice, GreedyTree, MultiStep, Recursive, SampleAndMatch, SpeculativeChain, Typical,
+    TypicalConfig, Verdict, Verifier, lossless,
+};

@@ -17,12 +17,8 @@ impl<F: FnMut(&[Token]) -> TokenTree + Send> Drafter for Made<F> {
         "made".into()
     }
 
-    fn start(&mut self, _: &[Token]) -> Result<()> {
-        Ok(())
-    }
-
-    fn propose(&mut self, text: &[Token], _: usize, _: usize) -> Result<TokenTree> {
-        Ok((self.0)(text))
+    fn propose(&mut self, ask: &mut Ask<'_>) -> Result<Draft> {
+        Ok((self.0)(ask.text).into())
     }
 }
 
@@ -37,6 +33,10 @@ fn random_tree(rng: &mut StreamRng, root: Token, vocab: Token) -> TokenTree {
 
 fn limits(new_tokens: usize) -> Limits {
     Limits { new_tokens, ..Limits::default() }
+}
+
+fn lengths(generation: &Generation) -> Vec<usize> {
+    generation.rounds.iter().map(|round| round.added).collect()
 }
 
 fn run(
@@ -56,7 +56,7 @@ fn greedy_speculation_is_plain_greedy() {
         let mut model = TableModel::random(2, 6, 2.0, &mut rng).expect("small");
         let prompt: Vec<Token> = (0..5).map(|_| rng.random_range(0..6)).collect();
         let plain = run(&mut model, &mut Nothing, &prompt, limits(60));
-        assert_eq!(plain.rounds, [1; 59]);
+        assert_eq!(lengths(&plain), [1; 59]);
         let mut drafters: Vec<Box<dyn Drafter>> = vec![
             Box::new(PromptLookup::default()),
             Box::new(Made(move |text: &[Token]| random_tree(&mut rng, text[text.len() - 1], 6))),
@@ -69,7 +69,7 @@ fn greedy_speculation_is_plain_greedy() {
             assert_eq!(fast.tokens, plain.tokens, "{}", drafter.name());
             let ledger = &fast.ledger;
             // The accounting identities.
-            assert_eq!(fast.rounds.iter().sum::<usize>() + 1, fast.tokens.len());
+            assert_eq!(lengths(&fast).iter().sum::<usize>() + 1, fast.tokens.len());
             assert_eq!(ledger.emitted as usize, fast.tokens.len());
             assert_eq!(ledger.target_forwards, ledger.rounds + 1);
             assert!(ledger.accepted <= ledger.drafted);
@@ -90,7 +90,7 @@ fn counting_reaches_the_maximum() {
     let prompt: Vec<Token> = (0..60).map(|i| i % 50).collect();
     let config = PromptLookupConfig { draft: 7, ..PromptLookupConfig::default() };
     let fast = run(&mut model, &mut PromptLookup::new(config).expect("valid"), &prompt, limits(41));
-    assert_eq!(fast.rounds, [8; 5]);
+    assert_eq!(lengths(&fast), [8; 5]);
     assert_eq!(fast.ledger.mean_accepted_tokens(), Some(8.0));
 }
 
@@ -177,6 +177,11 @@ impl Choose for Explorer {
         branch.weight *= distribution.prob(token);
         token
     }
+
+    fn accept(&mut self, probability: f64) -> bool {
+        let coin = Distribution::from_weights(vec![1.0 - probability, probability]).expect("a probability");
+        self.choose(&coin) == 1
+    }
 }
 
 /// The law of the first three tokens over a vocabulary of 4, exactly, by taking every branch of the verifier's
@@ -226,6 +231,14 @@ impl Verifier for Redraw {
         false
     }
 
+    fn takes(&self, _: Drawn) -> bool {
+        true
+    }
+
+    fn sampler(&self) -> pilotfish_model::sampling::Sampler {
+        self.0
+    }
+
     fn form(&self) -> pilotfish_model::LogitForm {
         pilotfish_model::LogitForm::Full
     }
@@ -234,8 +247,9 @@ impl Verifier for Redraw {
         let row = context.logits.row(0).expect("full");
         let law = self.0.distribution(row, context.text)?;
         let drawn = self.1.choose(&law);
-        let proposed = context.tree.children(0).any(|child| context.tree.token(child) == drawn);
-        let next = if proposed || context.tree.len() == 1 { drawn } else { self.1.choose(&law) };
+        let tree = context.draft.tree();
+        let proposed = tree.children(0).any(|child| tree.token(child) == drawn);
+        let next = if proposed || tree.len() == 1 { drawn } else { self.1.choose(&law) };
         Ok(Verdict { path: vec![], next })
     }
 }
@@ -270,6 +284,107 @@ fn sampling_keeps_the_law_exactly() {
     assert!(distance(&plain) < 1e-12);
     let wrong = exact_law(&mut model, &mut Made(tree), true);
     assert!(distance(&wrong) > 1e-2, "drawing again must be caught");
+}
+
+/// A drafter that breaks its promises.
+struct Liar(Drawn, bool);
+
+impl Drafter for Liar {
+    fn name(&self) -> String {
+        "liar".into()
+    }
+
+    fn drawn(&self) -> Drawn {
+        self.0
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { logits: Some(pilotfish_model::LogitForm::TopK(2)), taps: vec![] }
+    }
+
+    fn propose(&mut self, ask: &mut Ask<'_>) -> Result<Draft> {
+        if self.1 {
+            ask.model.step(&pilotfish_model::Step::chain(&[0]))?;
+        }
+        Ok(TokenTree::chain(ask.root(), &[1]).into())
+    }
+}
+
+#[test]
+fn drafters_are_held_to_what_they_say() {
+    let mut model = CountingModel::new(5);
+    let sampler = Warpers::temperature(1.0).check().expect("valid");
+    let mut exact = Recursive::new(sampler, Streams::new(1));
+    let mut liar = Liar(Drawn::WithReplacement, false);
+    let made = Decoder::new(&mut model, &mut liar, &mut exact, limits(5)).err();
+    assert!(matches!(made, Some(DecodingError::Mismatch { .. })), "{made:?}");
+    let mut liar = Liar(Drawn::WithoutReplacement, false);
+    let made = Decoder::new(&mut model, &mut liar, &mut exact, limits(5)).expect("fits").generate(&[0]).err();
+    assert!(matches!(made, Some(DecodingError::WrongDraw { .. })), "{made:?}");
+    let mut liar = Liar(Drawn::Fixed, true);
+    let made =
+        Decoder::new(&mut model, &mut liar, &mut GreedyTree, limits(5)).expect("fits").generate(&[0]).err();
+    assert!(matches!(made, Some(DecodingError::CacheTouched { got: 2, want: 1, .. })), "{made:?}");
+    assert_eq!(model.len(), 1, "committed tokens only");
+}
+
+/// Breaks off the loop when it is asked for the third draft, or when the third is observed.
+struct Quits(std::sync::atomic::AtomicUsize, std::sync::Arc<std::sync::atomic::AtomicBool>, bool);
+
+impl Drafter for Quits {
+    fn name(&self) -> String {
+        "quits".into()
+    }
+
+    fn propose(&mut self, ask: &mut Ask<'_>) -> Result<Draft> {
+        let asked = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+        self.1.store(self.2 && asked == 3, std::sync::atomic::Ordering::Relaxed);
+        Ok(TokenTree::chain(ask.root(), &[(ask.root() + 1) % 9]).into())
+    }
+
+    fn observe(&mut self, outcome: &Outcome<'_>) -> Result<()> {
+        assert_eq!(outcome.path, [1]);
+        assert_eq!(outcome.added, 2);
+        assert_eq!(outcome.logits.rows(), 2);
+        let asked = self.0.load(std::sync::atomic::Ordering::Relaxed);
+        self.1.store(asked == 3, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[test]
+fn cancellation_leaves_committed_tokens_only() {
+    for (early, tokens) in [(true, 5), (false, 7)] {
+        let flag = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let mut model = CountingModel::new(9);
+        let mut drafter = Quits(0.into(), flag.clone(), early);
+        let out = Decoder::new(&mut model, &mut drafter, &mut GreedyTree, limits(50))
+            .expect("valid")
+            .cancelled_by(&flag)
+            .generate(&[0])
+            .expect("runs");
+        assert_eq!((out.finish, out.tokens.len()), (Finish::Cancelled, tokens));
+        assert_eq!(model.len(), tokens, "prompt and all but the last token");
+        assert_eq!(out.ledger.emitted as usize, tokens);
+        let out = Decoder::new(&mut model, &mut Nothing, &mut GreedyTree, limits(50))
+            .expect("valid")
+            .cancelled_by(&std::sync::atomic::AtomicBool::new(true))
+            .generate(&[0])
+            .expect("runs");
+        assert_eq!((out.finish, out.tokens.len(), model.len()), (Finish::Cancelled, 0, 0));
+    }
+}
+
+#[test]
+fn an_end_inside_an_accepted_run_leaves_nothing_behind() {
+    let table = TableModel::new(1, 3, vec![0., 1., 0., 0., 0., 1., 1., 0., 0.]).expect("valid");
+    let mut table = table.with_end(vec![2]);
+    let draft = |text: &[Token]| TokenTree::chain(text[text.len() - 1], &[2, 0, 1]);
+    let out = run(&mut table, &mut Made(draft), &[0], limits(50));
+    assert_eq!(out.tokens, [1, 2]);
+    assert_eq!(table.len(), 2, "0 1: the end token and what followed it are not in the cache");
+    assert_eq!(out.rounds, [RoundRecord { drafted: 3, depth: 3, accepted: 1, added: 1 }]);
+    assert_eq!((out.ledger.accepted, out.ledger.emitted), (1, 2));
 }
 
 #[test]

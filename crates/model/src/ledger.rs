@@ -27,6 +27,7 @@ impl Phase {
 
 /// What a decoder spent and got: the same record for every family of decoders.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Ledger {
     /// Forward passes of the target, the prompt's included.
     pub target_forwards: u64,
@@ -34,6 +35,10 @@ pub struct Ledger {
     pub target_rows: u64,
     /// Forward passes of a draft model.
     pub draft_forwards: u64,
+    /// Rows of those passes.
+    pub draft_rows: u64,
+    /// Bytes of weights read by a draft model.
+    pub draft_bytes: u64,
     /// Rounds after the prompt: one target pass each.
     pub rounds: u64,
     /// Tokens proposed.
@@ -57,6 +62,13 @@ impl Ledger {
         self.target_rows += rows as u64;
         self.bytes += info.body_bytes + if wanted > 0 { info.head_bytes } else { 0 };
         self.macs += info.body_macs * rows as u64 + info.head_macs * wanted as u64;
+    }
+
+    /// Records a pass of a draft model of `rows` rows with logits for `wanted` of them.
+    pub fn draft(&mut self, info: &ModelInfo, rows: usize, wanted: usize) {
+        self.draft_forwards += 1;
+        self.draft_rows += rows as u64;
+        self.draft_bytes += info.body_bytes + if wanted > 0 { info.head_bytes } else { 0 };
     }
 
     /// Adds time to a phase.
@@ -93,6 +105,8 @@ impl Ledger {
         self.target_forwards += other.target_forwards;
         self.target_rows += other.target_rows;
         self.draft_forwards += other.draft_forwards;
+        self.draft_rows += other.draft_rows;
+        self.draft_bytes += other.draft_bytes;
         self.rounds += other.rounds;
         self.drafted += other.drafted;
         self.accepted += other.accepted;

@@ -147,6 +147,29 @@ impl Logits {
         }
     }
 
+    /// The `k` largest entries of a row, descending (ties: smaller id), whatever the form: as many of them as
+    /// the form knows.
+    ///
+    /// # Errors
+    /// No such row; NaN or `+inf` in it.
+    pub fn top(&self, row: usize, k: usize) -> Result<Vec<(Token, f32)>> {
+        if row >= self.rows {
+            return Err(ModelError::NoSuchRow { what: "top", row, len: self.rows });
+        }
+        Ok(match &self.values {
+            LogitValues::Full(values) => {
+                let logits = &values[row * self.vocab..(row + 1) * self.vocab];
+                let ids = if k == 0 { Vec::new() } else { top_k(logits, k.min(self.vocab), row)? };
+                ids.into_iter().map(|id| (id, logits[id as usize])).collect()
+            }
+            LogitValues::TopK { k: known, ids, values, .. } => {
+                let entries = row * known..row * known + k.min(*known);
+                ids[entries.clone()].iter().copied().zip(values[entries].iter().copied()).collect()
+            }
+            LogitValues::Argmax { ids, values } => [(ids[row], values[row])].into_iter().take(k).collect(),
+        })
+    }
+
     /// How far the largest logit lies above the second; `None` unless two entries of the row are known.
     /// Greedy outputs of two machines may differ only where this is small.
     pub fn margin(&self, row: usize) -> Option<f32> {
@@ -233,6 +256,10 @@ mod tests {
         assert_eq!((top.margin(0), top.argmax(1).expect("exists")), (Some(0.0), 1));
         let whole = Logits::reduce(&full, 4, LogitForm::Full).expect("whole rows");
         assert_eq!((whole.row(1), whole.margin(0)), (Some(&full[4..]), Some(0.0)));
+        assert_eq!(whole.top(0, 3).expect("exists"), [(1, 2.0), (2, 2.0), (3, 1.0)]);
+        assert_eq!(top.top(0, 3).expect("exists"), [(1, 2.0), (2, 2.0)]);
+        assert_eq!(argmax.top(1, 3).expect("exists"), [(1, 0.0)]);
+        assert!(whole.top(2, 1).is_err() && whole.top(0, 0).expect("exists").is_empty());
         assert!(whole.row(2).is_none() && whole.argmax(2).is_err() && argmax.row(0).is_none());
     }
 

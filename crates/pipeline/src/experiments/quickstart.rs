@@ -86,7 +86,11 @@ impl Side {
 
 impl From<Generation> for Side {
     fn from(generation: Generation) -> Self {
-        Self { ledger: generation.ledger, rounds: generation.rounds, tokens: generation.tokens }
+        Self {
+            ledger: generation.ledger,
+            rounds: generation.rounds.iter().map(|round| round.added).collect(),
+            tokens: generation.tokens,
+        }
     }
 }
 

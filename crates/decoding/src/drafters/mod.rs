@@ -1,0 +1,5 @@
+//! Drafters: each in a module of its own.
+
+mod prompt_lookup;
+
+pub use prompt_lookup::{PromptLookup, PromptLookupConfig};
