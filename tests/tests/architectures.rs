@@ -248,12 +248,12 @@ fn minilm_finds_the_similarities_of_sentence_transformers() {
     }
 }
 
-fn compare_tokens(tokenizer: &Tokenizer, cases: &[Json], special: bool, lossless: bool) {
+fn compare_tokens(tokenizer: &Tokenizer, cases: &[Json], special: bool, lossless: fn(&str) -> bool) {
     assert!(cases.len() >= 200);
     for case in cases {
         let (text, want) = (text(case), ids(&case["ids"]));
         assert_eq!(tokenizer.encode(text, special).unwrap(), want, "{text:?}");
-        if !lossless {
+        if !lossless(text) {
             continue;
         }
         assert_eq!(tokenizer.decode(&want, false).unwrap(), text);
@@ -268,19 +268,21 @@ fn compare_tokens(tokenizer: &Tokenizer, cases: &[Json], special: bool, lossless
 
 #[test]
 fn smollm2_has_the_tokens_of_two_other_implementations() {
-    compare_tokens(&smollm2().tokenizer().unwrap(), &golden("tokens_smollm2.json"), true, true);
+    compare_tokens(&smollm2().tokenizer().unwrap(), &golden("tokens_smollm2.json"), true, |_| true);
 }
 
 #[test]
 fn minilm_has_the_tokens_of_the_python_package() {
     let tokenizer = Checkpoint::open(minilm()).unwrap().tokenizer().unwrap();
-    compare_tokens(&tokenizer, &golden("tokens_minilm.json"), true, false);
+    compare_tokens(&tokenizer, &golden("tokens_minilm.json"), true, |_| false);
 }
 
 #[test]
 fn gemma_3_has_the_tokens_of_llama_cpp() {
     let Some(checkpoint) = gemma3() else { return };
-    compare_tokens(&checkpoint.tokenizer().unwrap(), &golden("tokens_gemma3.json"), false, true);
+    // SentencePiece writes a space as U+2581, so the character itself does not come back.
+    let lossless = |text: &str| !text.contains('\u{2581}');
+    compare_tokens(&checkpoint.tokenizer().unwrap(), &golden("tokens_gemma3.json"), false, lossless);
 }
 
 #[test]
