@@ -13,6 +13,7 @@
 
 mod atomic;
 mod build;
+pub mod cost;
 mod dim;
 mod error;
 mod graph;

@@ -111,9 +111,7 @@ impl OnnxCausal {
             cuts,
             hint: "load it with the residual among LoadOptions::export.taps or .cuts".into(),
         };
-        let head_params = (config.vocab * config.width) as u64;
-        let table = if config.tied { 0 } else { head_params };
-        let body_params = network.parameters() as u64 - head_params - table;
+        let [body, head] = export::costs_of_a_row(network, export.storage)?;
         let info = ModelInfo {
             name: format!("{name} ({}, {})", export.storage, session.device),
             vocab: config.vocab,
@@ -121,10 +119,10 @@ impl OnnxCausal {
             layers: config.layers,
             context: config.context,
             end: config.end.clone(),
-            body_bytes: stored_bytes(body_params, export.storage),
-            head_bytes: stored_bytes(head_params, export.storage),
-            body_macs: body_params,
-            head_macs: head_params,
+            body_bytes: body.weight_bytes,
+            head_bytes: head.weight_bytes,
+            body_macs: body.multiply_adds,
+            head_macs: head.multiply_adds,
             capabilities,
         };
         Ok(Self {
@@ -140,15 +138,6 @@ impl OnnxCausal {
             info,
             _files: files,
         })
-    }
-}
-
-/// Bytes that a step reads for this many parameters; norms, a thousandth of a model, are counted as matrices.
-fn stored_bytes(params: u64, storage: Storage) -> u64 {
-    match storage {
-        Storage::Int4 { block } => params / 2 + params / block as u64 * 4 + params / block as u64 / 2,
-        Storage::Int8 { block } => params + params / block as u64 * 5,
-        _ => 4 * params,
     }
 }
 

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use fs4::fs_std::FileExt;
 use pilotfish_architectures::{BodyOptions, CausalNetwork, Checkpoint};
+use pilotfish_graph::cost::{Cost, cost};
 use pilotfish_graph::onnx::{self, Lowering};
-use pilotfish_graph::{Graph, Storage, passes};
+use pilotfish_graph::{Graph, Node, Op, Storage, passes};
 use sha2::{Digest, Sha256};
 
 use crate::home::Home;
@@ -130,11 +131,28 @@ pub(crate) fn write(network: &CausalNetwork, options: &ExportOptions, folder: &P
     Ok(exported)
 }
 
+fn stored(graph: &Graph, storage: Storage) -> Result<Graph> {
+    match storage {
+        Storage::F32 => Ok(graph.clone()),
+        storage => Ok(passes::store(graph, |_| Some(storage))?),
+    }
+}
+
+/// What one row costs in the body and in the head, attention over the cache excluded.
+pub(crate) fn costs_of_a_row(network: &CausalNetwork, storage: Storage) -> Result<[Cost; 2]> {
+    let body = network.body(0..network.config().layers, &BodyOptions::default())?;
+    let mut costs = [Cost::default(); 2];
+    for (graph, sum) in [body, network.head_graph()?].iter().zip(&mut costs) {
+        let graph = stored(graph, storage)?;
+        let priced = cost(&graph, &[("T", 1), ("L", 0), ("R", 1)])?;
+        let counted = |node: &&Node| !matches!(node.op, Op::Attention { .. });
+        graph.nodes().iter().zip(priced.nodes).filter(|(node, _)| counted(node)).for_each(|(_, c)| *sum += c);
+    }
+    Ok(costs)
+}
+
 fn put(graph: &Graph, network: &CausalNetwork, options: &ExportOptions, path: &Path) -> Result<()> {
-    let stored = match options.storage {
-        Storage::F32 => graph.clone(),
-        storage => passes::store(graph, |_| Some(storage))?,
-    };
+    let stored = stored(graph, options.storage)?;
     // One long product streams memory better than three short ones.
     let merged = passes::merge_linears(&stored)?;
     let lowering = match options.fused {
