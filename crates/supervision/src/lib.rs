@@ -1,1 +1,15 @@
 //! Weak supervision: label models, verifier ensembles and automated labelling on one typed votes matrix.
+//!
+//! Many cheap, noisy voters label each item and nobody knows the truth. [`Votes`] hold what they say, a
+//! [`label_models::LabelModel`] says what is probably true and how good each voter is.
+#![forbid(unsafe_code)]
+
+mod error;
+mod exact;
+pub mod label_models;
+mod names;
+pub mod votes;
+
+pub use error::{Result, SupervisionError};
+pub use names::Names;
+pub use votes::{Rows, Scores, Votes};

@@ -1,0 +1,185 @@
+use super::VoterQuality;
+use super::rule::Rule;
+use crate::{Result, Rows, Votes};
+
+/// Classes whose probabilities differ by less are tied.
+pub(crate) const TIE: f64 = 1e-10;
+
+/// Probabilities of classes, item by item.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Posterior {
+    pub(crate) classes: usize,
+    /// `rows x classes`.
+    pub(crate) values: Vec<f64>,
+    /// Row of each item, if items share rows.
+    pub(crate) of: Option<Vec<u32>>,
+}
+
+impl Posterior {
+    /// Number of items.
+    pub fn items(&self) -> usize {
+        self.of.as_ref().map_or(self.values.len() / self.classes, Vec::len)
+    }
+
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// Probabilities of the classes of an item; they sum to 1.
+    ///
+    /// # Panics
+    /// If there is no such item.
+    pub fn row(&self, item: usize) -> &[f64] {
+        let row = self.of.as_ref().map_or(item, |of| of[item] as usize);
+        &self.values[row * self.classes..(row + 1) * self.classes]
+    }
+
+    /// The most probable class, the first of equal ones.
+    ///
+    /// # Panics
+    /// If there is no such item.
+    pub fn label(&self, item: usize) -> usize {
+        label(self.row(item)).0
+    }
+
+    /// Whether several classes are equally probable.
+    ///
+    /// # Panics
+    /// If there is no such item.
+    pub fn tied(&self, item: usize) -> bool {
+        label(self.row(item)).1
+    }
+
+    /// The most probable class of every item.
+    pub fn labels(&self) -> Vec<usize> {
+        (0..self.items()).map(|item| self.label(item)).collect()
+    }
+
+    /// Share of items whose label is `truth`; items without one do not count. `None` if none has.
+    pub fn accuracy(&self, truth: &[Option<usize>]) -> Option<f64> {
+        let known =
+            truth.iter().take(self.items()).enumerate().filter_map(|(item, class)| Some((item, (*class)?)));
+        let (right, all) = known.fold((0u64, 0u64), |(right, all), (item, class)| {
+            (right + u64::from(self.label(item) == class), all + 1)
+        });
+        (all > 0).then(|| right as f64 / all as f64)
+    }
+}
+
+/// The first of the most probable classes, and whether there are others.
+pub(crate) fn label(row: &[f64]) -> (usize, bool) {
+    let most = row.iter().copied().fold(f64::MIN, f64::max);
+    let mut best = row.iter().enumerate().filter(|(_, value)| **value >= most - TIE);
+    (best.next().map_or(0, |(class, _)| class), best.next().is_some())
+}
+
+/// Whether a fit got where it was going.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Convergence {
+    /// There was nothing to iterate.
+    Closed,
+    /// The last step changed less than the tolerance.
+    Converged {
+        /// Steps taken.
+        iterations: usize,
+    },
+    /// Steps ran out while the objective still moved: the parameters are not those the model asks for.
+    NotConverged {
+        /// Steps taken.
+        iterations: usize,
+        /// What the last step changed, in the units of the tolerance.
+        change: f64,
+    },
+}
+
+impl Convergence {
+    /// Whether the parameters can be taken for the model's own.
+    pub fn is_converged(self) -> bool {
+        !matches!(self, Self::NotConverged { .. })
+    }
+}
+
+/// Something about a fit that its user should know.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Warning {
+    /// A voter whose votes do not vary: nothing was learnt from it.
+    ConstantVoter {
+        /// The voter.
+        voter: usize,
+    },
+    /// A class that nobody votes for.
+    UnusedClass {
+        /// The class.
+        class: usize,
+    },
+    /// A voter that is worse than chance, by this fit.
+    Adversarial {
+        /// The voter.
+        voter: usize,
+    },
+    /// Two voters that always agree: each counts in full, as if they had decided independently.
+    Duplicates {
+        /// The first.
+        a: usize,
+        /// The second.
+        b: usize,
+    },
+    /// An estimate outside its range, moved to the nearest end.
+    Clipped {
+        /// The voter.
+        voter: usize,
+    },
+    /// The objective has not levelled off: more steps would change the answer.
+    Undertrained {
+        /// Share of the objective that one more run of a tenth of the steps would still remove.
+        slope: f64,
+    },
+}
+
+/// What a label model found.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Fitted {
+    /// Name of the model.
+    pub model: &'static str,
+    /// Probabilities of the classes of every item.
+    pub posterior: Posterior,
+    /// Class balance that the model used or found.
+    pub prior: Vec<f64>,
+    /// Quality of every voter.
+    pub voters: Vec<VoterQuality>,
+    /// The objective after every step; log-likelihoods grow, losses shrink. Empty if there is none.
+    pub objective: Vec<f64>,
+    /// Whether it converged.
+    pub convergence: Convergence,
+    /// What to be careful about.
+    pub warnings: Vec<Warning>,
+    pub(crate) rule: Rule,
+}
+
+impl Fitted {
+    /// The most probable class of every item, the first of equal ones.
+    pub fn labels(&self) -> Vec<usize> {
+        self.posterior.labels()
+    }
+
+    /// Applies what was learnt to other votes of the same voters and classes.
+    ///
+    /// # Errors
+    /// Another number of voters or classes.
+    pub fn predict(&self, votes: &Votes) -> Result<Posterior> {
+        let rows = Rows::of(votes)?;
+        let mut posterior = self.rule.posterior(&rows)?;
+        posterior.of = rows.map().map(<[u32]>::to_vec);
+        Ok(posterior)
+    }
+
+    /// From one posterior a row to one an item.
+    pub(crate) fn for_items(mut self, rows: &Rows<'_>) -> Self {
+        self.posterior.of = rows.map().map(<[u32]>::to_vec);
+        self
+    }
+}
