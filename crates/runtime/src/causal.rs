@@ -9,8 +9,8 @@ use ort::value::Tensor;
 use pilotfish_architectures::{CausalNetwork, Checkpoint, EmbeddingTable};
 use pilotfish_graph::Storage;
 use pilotfish_model::{
-    Capabilities, CausalModel, Input, LogitForm, Logits, ModelError, ModelInfo, Step, StepOutput, Steps, Tap,
-    TapRows, Token,
+    Capabilities, Capability, CausalModel, Input, LogitForm, Logits, ModelError, ModelInfo, Step, StepOutput,
+    Steps, Tap, TapRows, Token,
 };
 
 use crate::error::backend;
@@ -129,6 +129,7 @@ impl OnnxCausal {
             stack: Stack {
                 embedding: network.embedding()?,
                 active: 0..segments.len(),
+                info: info.clone(),
                 segments,
                 width: config.width,
                 layers: config.layers,
@@ -182,6 +183,8 @@ struct Stack {
     embedding: EmbeddingTable,
     segments: Vec<Segment>,
     active: Range<usize>,
+    /// The model, with those capabilities that the active range has.
+    info: ModelInfo,
     width: usize,
     layers: usize,
 }
@@ -221,6 +224,22 @@ impl Stack {
         }
     }
 
+    fn keep_in(&mut self, segments: Range<usize>, from: usize, rows: &[usize]) -> Result<(), ModelError> {
+        // Caches of one length and history take it all or refuse it all.
+        self.rows(&segments)?;
+        self.segments[segments].iter_mut().try_for_each(|segment| segment.keep(from, rows))
+    }
+
+    /// Ranges may have run to different lengths; each is cut where it is longer.
+    fn truncate_in(&mut self, segments: Range<usize>, len: usize) -> Result<(), ModelError> {
+        let most = self.segments[segments.clone()].iter().map(Segment::len).max().unwrap_or(0);
+        if len > most {
+            return Err(ModelError::NoSuchRow { what: "truncate", row: len, len: most });
+        }
+        let longer = self.segments[segments].iter_mut().filter(|segment| segment.len() > len);
+        longer.into_iter().try_for_each(|segment| segment.truncate(len))
+    }
+
     /// Runs a step. Returns the last final-normed rows if the range ends the model and they are wanted.
     fn forward(
         &mut self,
@@ -232,10 +251,6 @@ impl Stack {
         let layers = self.layers_of(&segments);
         let rows = step.rows();
         let mut x = match step.input {
-            Input::Ids(_) if layers.start > 0 => {
-                let what = "ids given to layers that do not start at 0; numbers in input vectors";
-                return Err(ModelError::Length { what, got: 0, want: rows * self.width });
-            }
             Input::Ids(ids) => self.embed(ids)?,
             Input::Vectors { values, .. } => values.to_vec(),
         };
@@ -309,23 +324,15 @@ impl Steps for Stack {
     fn step(&mut self, step: &Step<'_>) -> Result<StepOutput, ModelError> {
         let active = self.active.clone();
         let layers = self.layers_of(&active);
-        for tap in step.taps {
-            let inside = match tap {
-                Tap::Residual(layer) => layers.start <= *layer && *layer <= layers.end,
-                Tap::FinalNormed => layers.end == self.layers,
-            };
-            if !inside {
-                let hint = format!("this range runs layers {layers:?}");
-                return Err(ModelError::NoSuchTap { model: "range of layers".into(), tap: *tap, hint });
-            }
-        }
-        if let Input::Vectors { width, .. } = step.input
-            && width != self.width
+        step.check(&self.info)?;
+        if let Input::Ids(_) = step.input
+            && layers.start > 0
         {
-            return Err(ModelError::Length { what: "width of input vectors", got: width, want: self.width });
-        }
-        if step.rows() == 0 {
-            return Err(ModelError::EmptyStep);
+            return Err(ModelError::Unsupported {
+                model: self.info.name.clone(),
+                capability: Capability::Ranges,
+                hint: format!("layers {layers:?} read the residual stream, not ids: give vectors"),
+            });
         }
         let (_, taps) = self.forward(step, active, false)?;
         Ok(StepOutput { logits: Logits::none(self.embedding.tensor.row_count()), taps })
@@ -333,12 +340,12 @@ impl Steps for Stack {
 
     fn keep(&mut self, from: usize, rows: &[usize]) -> Result<(), ModelError> {
         let active = self.active.clone();
-        self.segments[active].iter_mut().try_for_each(|segment| segment.keep(from, rows))
+        self.keep_in(active, from, rows)
     }
 
     fn truncate(&mut self, len: usize) -> Result<(), ModelError> {
         let active = self.active.clone();
-        self.segments[active].iter_mut().try_for_each(|segment| segment.truncate(len))
+        self.truncate_in(active, len)
     }
 }
 
@@ -375,17 +382,11 @@ impl Steps for OnnxCausal {
     }
 
     fn keep(&mut self, from: usize, rows: &[usize]) -> Result<(), ModelError> {
-        self.stack.rows(&(0..self.stack.segments.len()))?;
-        self.stack.segments.iter_mut().try_for_each(|segment| segment.keep(from, rows))
+        self.stack.keep_in(0..self.stack.segments.len(), from, rows)
     }
 
     fn truncate(&mut self, len: usize) -> Result<(), ModelError> {
-        // Ranges may have run to different lengths; each is cut where it is longer.
-        self.stack
-            .segments
-            .iter_mut()
-            .filter(|segment| segment.len() > len)
-            .try_for_each(|segment| segment.truncate(len))
+        self.stack.truncate_in(0..self.stack.segments.len(), len)
     }
 }
 
@@ -416,11 +417,24 @@ impl CausalModel for OnnxCausal {
         match (start, end) {
             (Some(start), Some(end)) if start <= end => {
                 self.stack.active = start..end + 1;
+                let whole = &self.info.capabilities;
+                let inside = |tap: &Tap| match tap {
+                    Tap::Residual(layer) => layers.start <= *layer && *layer <= layers.end,
+                    Tap::FinalNormed => layers.end == self.stack.layers,
+                };
+                self.stack.info = ModelInfo {
+                    capabilities: Capabilities {
+                        taps: whole.taps.iter().copied().filter(inside).collect(),
+                        hint: format!("this range runs layers {layers:?}; {}", whole.hint),
+                        ..whole.clone()
+                    },
+                    ..self.info.clone()
+                };
                 Ok(&mut self.stack)
             }
             _ => Err(ModelError::Unsupported {
                 model: self.info.name.clone(),
-                capability: pilotfish_model::Capability::Ranges,
+                capability: Capability::Ranges,
                 hint: format!(
                     "layers {layers:?} do not lie between the cuts {:?}; add them to LoadOptions::export.cuts",
                     self.info.capabilities.cuts

@@ -15,7 +15,7 @@ use crate::home::Home;
 use crate::{Device, Result, RuntimeError};
 
 /// Raised whenever what is written changes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// How a network is written.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -59,9 +59,9 @@ impl ExportOptions {
     }
 
     /// Options as they are used: ONNX Runtime's fused attention writes into host memory, so other devices use
-    /// the official operators, and so do heads that are not a multiple of 16 wide, which it refuses.
+    /// the official operators, and so do heads that are not a multiple of 8 wide, which it refuses.
     pub(crate) fn on(&self, device: Device, head_dim: usize) -> Self {
-        Self { fused: self.fused && device == Device::Cpu && head_dim % 16 == 0, ..self.clone() }
+        Self { fused: self.fused && device == Device::Cpu && head_dim % 8 == 0, ..self.clone() }
     }
 }
 

@@ -69,11 +69,8 @@ impl<'a> Emit<'a> {
         for (name, value) in graph.outputs() {
             self.names.entry(*value).or_insert_with(|| name.clone());
         }
-        let skipped = lower::absorbed(graph, self.lowering);
         for node in graph.nodes() {
-            if !skipped.contains(&node.outputs[0]) {
-                lower::lower(self, node)?;
-            }
+            lower::lower(self, node)?;
         }
         let mut outputs = Vec::new();
         for (name, value) in graph.outputs() {

@@ -1,7 +1,6 @@
 //! One operation at a time.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 
 use super::Lowering;
 use super::emit::Emit;
@@ -9,8 +8,8 @@ use super::nodes::{elem_type, float, int, ints, text};
 use super::proto::elem;
 use crate::passes::rotary_frequencies;
 use crate::{
-    BinaryOp, Dim, Graph, GraphError, Literal, Node, Op, Producer, ReduceOp, Result, RopeScaling, Setting,
-    Storage, Tensor, UnaryOp, Value, passes, quantize,
+    BinaryOp, Dim, Graph, GraphError, Literal, Node, Op, ReduceOp, Result, RopeScaling, Setting, Storage,
+    Tensor, UnaryOp, Value, passes, quantize,
 };
 
 const MICROSOFT: &str = "com.microsoft";
@@ -36,60 +35,6 @@ pub(super) fn expand_rest(
         _ => !has_operator,
     };
     if expand { passes::expand_node(new, node, inputs) } else { Ok(None) }
-}
-
-/// Nodes that another node's lowering takes in: rotary embeddings that only feed attention over a past.
-pub(super) fn absorbed(graph: &Graph, lowering: Lowering) -> HashSet<Value> {
-    let mut absorbed = HashSet::new();
-    if let Lowering::Fused { .. } = lowering {
-        for node in graph.nodes() {
-            if let Some(turned) = turned(graph, node) {
-                absorbed.extend(turned.nodes);
-            }
-        }
-    }
-    absorbed
-}
-
-/// Attention whose queries and keys both come from equal rotary embeddings that nothing else reads.
-struct Turned {
-    q: Value,
-    k: Value,
-    positions: Value,
-    head_dim: usize,
-    theta: f64,
-    scaling: RopeScaling,
-    nodes: [Value; 2],
-}
-
-fn turned(graph: &Graph, node: &Node) -> Option<Turned> {
-    if !matches!(node.op, Op::Attention { .. }) || node.inputs.len() != 6 {
-        return None;
-    }
-    let rotary = |value: Value| {
-        let Producer::Node(id, _) = graph.info(value).producer else { return None };
-        let source = graph.node(id);
-        let readers =
-            graph.nodes().iter().flat_map(|node| &node.inputs).filter(|&&read| read == value).count();
-        let visible = graph.outputs().iter().any(|(_, output)| *output == value);
-        match source.op {
-            Op::Rotary { head_dim, theta, scaling } if readers == 1 && !visible => {
-                Some((source.inputs.clone(), head_dim, theta, scaling))
-            }
-            _ => None,
-        }
-    };
-    let (q, k) = (rotary(node.inputs[0])?, rotary(node.inputs[1])?);
-    let same = q.0[1] == k.0[1] && (q.1, q.2, q.3) == (k.1, k.2, k.3);
-    same.then(|| Turned {
-        q: q.0[0],
-        k: k.0[0],
-        positions: q.0[1],
-        head_dim: q.1,
-        theta: q.2,
-        scaling: q.3,
-        nodes: [node.inputs[0], node.inputs[1]],
-    })
 }
 
 pub(super) fn lower(e: &mut Emit<'_>, node: &Node) -> Result<()> {
@@ -362,31 +307,25 @@ fn rotary(e: &mut Emit<'_>, node: &Node, head_dim: usize, theta: f64, scaling: R
 }
 
 fn attention(e: &mut Emit<'_>, node: &Node, [heads, kv_heads]: [usize; 2], scale: f32) -> Result<()> {
-    let mut names = node.inputs.iter().map(|&value| e.name(value)).collect::<Result<Vec<_>>>()?;
+    let names = node.inputs.iter().map(|&value| e.name(value)).collect::<Result<Vec<_>>>()?;
     let outputs = node.outputs.iter().map(|&value| e.name(value)).collect::<Result<Vec<_>>>()?;
     let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
     let graph = e.graph;
-    if let (Lowering::Fused { positions }, Some(turned)) = (e.lowering, turned(graph, node)) {
-        // Names of values whose nodes are absorbed are never written; the operands of those nodes are.
-        names[0] = e.name(turned.q)?;
-        names[1] = e.name(turned.k)?;
-        let at = e.name(turned.positions)?;
-        let [cos, sin] = tables(e, positions, turned.head_dim, turned.theta, turned.scaling)?;
+    if let (Lowering::Fused { .. }, [q, k, v, mask, past_keys, past_values]) = (e.lowering, names.as_slice())
+    {
         if e.extra_inputs.is_empty() {
             e.extra_inputs = vec![("seqlens", elem::INT32), ("total", elem::INT32)];
         }
-        for (value, capacity) in [(node.inputs[4], "C"), (node.inputs[5], "C")] {
-            capacity_of(e, value, capacity);
-        }
-        for value in &node.outputs[1..] {
+        for value in node.inputs[4..].iter().chain(&node.outputs[1..]) {
             capacity_of(e, *value, "C");
         }
-        let [q, k, v, mask, past_keys, past_values] = [0, 1, 2, 3, 4, 5].map(|i| names[i].as_str());
-        let inputs = [q, k, v, past_keys, past_values, "seqlens", "total", &cos, &sin, &at, mask];
+        // The operator's own rotary embedding stays off: it takes the first rows of a cache for a chain,
+        // whatever their positions are, and wants its tables as long as the cache has rows.
+        let inputs = [q, k, v, past_keys, past_values, "seqlens", "total", "", "", "", mask];
         let attributes = vec![
             int("num_heads", heads as i64),
             int("kv_num_heads", kv_heads as i64),
-            int("do_rotary", 1),
+            int("do_rotary", 0),
             float("scale", scale),
         ];
         e.node_in(MICROSOFT, "GroupQueryAttention", &inputs, &outputs, attributes);
