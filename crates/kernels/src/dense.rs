@@ -1,0 +1,442 @@
+//! Dense products.
+
+use half::bf16;
+
+use crate::error::{area, finite, length};
+use crate::isa::{Isa, Level};
+use crate::lines::Lines;
+use crate::parallel::{Parallel, split};
+use crate::rows::{BLOCK, Group, Outputs, blocked, groups};
+use crate::{KernelError, Product, Result};
+
+/// Outputs a panel.
+const PANEL: usize = 32;
+/// Inputs that are multiplied with all groups of rows before the next ones are read: 16 KB of f32 weights,
+/// which stay in the first cache.
+const CHUNK: usize = 128;
+/// Weights below which a part is not worth a thread.
+const LEAST: usize = 1 << 15;
+
+/// What a dense matrix is kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Float {
+    /// Four bytes a weight.
+    F32,
+    /// Two bytes a weight, widened exactly as it is read. Packing rounds to the nearest, ties to even, and so
+    /// loses nothing of a checkpoint that was published in bf16.
+    Bf16,
+}
+
+impl Float {
+    fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// A dense matrix `[outs, ins]`, packed in the order it is read.
+#[derive(Clone)]
+pub struct Dense<'a> {
+    lines: Lines<'a>,
+    float: Float,
+    outs: usize,
+    ins: usize,
+}
+
+impl std::fmt::Debug for Dense<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Dense {:?} [{}, {}]", self.float, self.outs, self.ins)
+    }
+}
+
+impl Dense<'static> {
+    /// Packs a row-major matrix `[outs, ins]`.
+    ///
+    /// # Errors
+    /// A matrix without rows or columns or of another size; a weight that is not finite, or becomes infinite in
+    /// bf16.
+    pub fn pack(weights: &[f32], outs: usize, ins: usize, float: Float) -> Result<Self> {
+        length("weights", weights.len(), area(outs, ins)?)?;
+        finite("weight", weights)?;
+        let mut lines = Lines::zeros(size(outs, ins, float));
+        match float {
+            Float::F32 => {
+                let packed: &mut [f32] = lines.get_mut();
+                for (out, row) in weights.chunks_exact(ins).enumerate() {
+                    let base = out / PANEL * PANEL * ins + out % PANEL;
+                    for (k, &weight) in row.iter().enumerate() {
+                        packed[base + k * PANEL] = weight;
+                    }
+                }
+            }
+            Float::Bf16 => {
+                let packed: &mut [u16] = lines.get_mut();
+                for (out, row) in weights.chunks_exact(ins).enumerate() {
+                    let base = out / PANEL * PANEL * ins + half_lane(out % PANEL);
+                    for (k, &weight) in row.iter().enumerate() {
+                        let rounded = bf16::from_f32(weight);
+                        if !rounded.is_finite() {
+                            let index = out * ins + k;
+                            return Err(KernelError::NotFinite {
+                                what: "weight in bf16",
+                                index,
+                                value: weight,
+                            });
+                        }
+                        packed[base + k * PANEL] = rounded.to_bits();
+                    }
+                }
+            }
+        }
+        Ok(Self { lines, float, outs, ins })
+    }
+}
+
+/// Where in its line of pairs a bf16 lies: outputs 0 to 15 in the low halves, 16 to 31 in the high ones.
+fn half_lane(lane: usize) -> usize {
+    lane % 16 * 2 + lane / 16
+}
+
+/// Bytes of a packed matrix.
+fn size(outs: usize, ins: usize, float: Float) -> usize {
+    outs.div_ceil(PANEL) * PANEL * ins * float.bytes()
+}
+
+impl<'a> Dense<'a> {
+    /// A matrix that was packed before, from [`packed`](Product::packed) bytes. They are used where they lie if
+    /// they begin on a cache line, and copied otherwise. Their numbers are taken as they are.
+    ///
+    /// # Errors
+    /// Another number of bytes than such a matrix has.
+    pub fn from_packed(bytes: &'a [u8], outs: usize, ins: usize, float: Float) -> Result<Self> {
+        area(outs, ins)?;
+        Ok(Self { lines: Lines::from_bytes(bytes, size(outs, ins, float))?, float, outs, ins })
+    }
+
+    /// What it is kept in.
+    pub fn float(&self) -> Float {
+        self.float
+    }
+
+    /// The row-major matrix `[outs, ins]`, in f32.
+    pub fn unpack(&self) -> Vec<f32> {
+        let mut weights = Vec::with_capacity(self.outs * self.ins);
+        for out in 0..self.outs {
+            weights.extend((0..self.ins).map(|k| self.weight(out, k)));
+        }
+        weights
+    }
+
+    fn weight(&self, out: usize, k: usize) -> f32 {
+        let base = (out / PANEL * self.ins + k) * PANEL;
+        match self.float {
+            Float::F32 => self.lines.get::<f32>()[base + out % PANEL],
+            Float::Bf16 => bf16::from_bits(self.lines.get::<u16>()[base + half_lane(out % PANEL)]).to_f32(),
+        }
+    }
+
+    /// The plain loop that everything else must equal to the bit.
+    fn scalar(&self, x: &[f32], y: &mut [f32]) {
+        for (x, y) in x.chunks_exact(self.ins).zip(y.chunks_exact_mut(self.outs)) {
+            for (panel, y) in y.chunks_mut(PANEL).enumerate() {
+                let mut sums = [0.0f32; PANEL];
+                let weights = panel * PANEL * self.ins..(panel + 1) * PANEL * self.ins;
+                match self.float {
+                    Float::F32 => {
+                        let weights = self.lines.get::<f32>()[weights].as_chunks::<PANEL>().0;
+                        for (weights, &x) in weights.iter().zip(x) {
+                            for lane in 0..PANEL {
+                                sums[lane] = weights[lane].mul_add(x, sums[lane]);
+                            }
+                        }
+                    }
+                    Float::Bf16 => {
+                        let weights = self.lines.get::<u16>()[weights].as_chunks::<PANEL>().0;
+                        for (weights, &x) in weights.iter().zip(x) {
+                            for lane in 0..PANEL {
+                                let weight = f32::from_bits(u32::from(weights[half_lane(lane)]) << 16);
+                                sums[lane] = weight.mul_add(x, sums[lane]);
+                            }
+                        }
+                    }
+                }
+                y.copy_from_slice(&sums[..y.len()]);
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn vector(&self, level: Level, x: &[f32], rows: usize, y: &mut [f32], threads: &dyn Parallel) {
+        let groups = groups(rows, if level == Level::Avx512 { MOST_512 } else { MOST_256 });
+        let outputs = Outputs::new(y, self.outs);
+        let panels = self.outs.div_ceil(PANEL);
+        blocked(x, self.ins, &groups, |x| {
+            split(threads, panels, LEAST / (PANEL * self.ins) + 1, &|range| {
+                self.panels(level, x, &groups, range, &outputs);
+            });
+        });
+    }
+
+    /// Outputs of some panels.
+    #[cfg(target_arch = "x86_64")]
+    fn panels(
+        &self,
+        level: Level,
+        x: &[f32],
+        groups: &[Group],
+        range: std::ops::Range<usize>,
+        outputs: &Outputs<'_>,
+    ) {
+        let (ins, width) = (self.ins, self.ins.next_multiple_of(BLOCK));
+        let bytes = self.lines.get::<u8>();
+        let panel_bytes = PANEL * ins * self.float.bytes();
+        assert!(range.end * panel_bytes <= bytes.len());
+        // A second group finds the weights of a chunk in the first cache.
+        let chunk = if groups.len() > 1 { CHUNK } else { ins };
+        let mut panel = range.start;
+        while panel < range.end {
+            let wide = wide(groups, level).min(range.end - panel);
+            let together = if wide >= 4 { 4 } else { wide.min(2) };
+            for start in (0..ins).step_by(chunk) {
+                let len = chunk.min(ins - start);
+                for (index, group) in groups.iter().enumerate() {
+                    let from = group.start * width + start * group.rows;
+                    let blocks = len.div_ceil(BLOCK) * BLOCK * group.rows;
+                    let x = &x[from..from + blocks];
+                    let part = &bytes[panel * panel_bytes + start * PANEL * self.float.bytes()..];
+                    assert!(part.len() >= (together - 1) * panel_bytes + len * PANEL * self.float.bytes());
+                    let again = start > 0;
+                    // What is read next is asked for early: a little ahead by a lone group; the next chunk, half
+                    // by half, by the first two of several, so that reading never waits for arithmetic.
+                    let step = PANEL * self.float.bytes();
+                    let (ask, ask_step) = match (groups.len(), index) {
+                        (1, _) => (AHEAD, step),
+                        (_, 0 | 1) => (len * step + index * len * step / 2, step / 2),
+                        _ => (0, 0),
+                    };
+                    let ask = part.as_ptr().wrapping_add(ask);
+                    // SAFETY: the columns of these panels belong to this call; the tile reads `len` inputs of
+                    // `together` panels and of a group of rows, all of which the assertions above found there.
+                    unsafe {
+                        outputs.tile(*group, panel * PANEL, together * PANEL, again, |y, stride| {
+                            let job = Job {
+                                weights: part.as_ptr(),
+                                panel_bytes,
+                                ask,
+                                ask_step,
+                                x: x.as_ptr(),
+                                len,
+                                y,
+                                stride,
+                                again,
+                            };
+                            match (level, self.float) {
+                                (Level::Avx512, Float::F32) => run_512::<false>(group.rows, together, job),
+                                (Level::Avx512, Float::Bf16) => run_512::<true>(group.rows, together, job),
+                                (_, Float::F32) => run_256::<false>(group.rows, together, job),
+                                (_, Float::Bf16) => run_256::<true>(group.rows, together, job),
+                            }
+                        });
+                    }
+                }
+            }
+            panel += together;
+        }
+    }
+}
+
+impl Product for Dense<'_> {
+    fn shape(&self) -> [usize; 2] {
+        [self.outs, self.ins]
+    }
+
+    fn packed(&self) -> &[u8] {
+        self.lines.get()
+    }
+
+    fn multiply(&self, isa: Isa, x: &[f32], rows: usize, y: &mut [f32], threads: &dyn Parallel) {
+        match isa.0 {
+            Level::Scalar => self.scalar(x, y),
+            #[cfg(target_arch = "x86_64")]
+            level => self.vector(level, x, rows, y, threads),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+use x86::*;
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{__m256, __m512, _MM_HINT_T0, _mm_prefetch};
+
+    use super::{BLOCK, Group, Level, PANEL};
+    use crate::simd::Lanes;
+
+    /// Rows of a group: with two vectors of weights and one of activations, their sums fill the registers.
+    pub(super) const MOST_512: usize = 12;
+    pub(super) const MOST_256: usize = 6;
+
+    /// Bytes ahead of the ones being read that are asked for.
+    pub(super) const AHEAD: usize = 2048;
+
+    /// Panels taken together: few rows make few independent sums, and an addition takes four cycles.
+    pub(super) fn wide(groups: &[Group], level: Level) -> usize {
+        match (groups, level) {
+            ([group], Level::Avx512) if group.rows == 1 => 4,
+            ([group], _) if group.rows <= 3 => 2,
+            _ => 1,
+        }
+    }
+
+    /// A product of some panels with a group of rows.
+    #[derive(Clone, Copy)]
+    pub(super) struct Job {
+        pub weights: *const u8,
+        pub panel_bytes: usize,
+        pub ask: *const u8,
+        pub ask_step: usize,
+        pub x: *const f32,
+        pub len: usize,
+        pub y: *mut f32,
+        pub stride: usize,
+        pub again: bool,
+    }
+
+    /// One input of all sums.
+    #[inline(always)]
+    unsafe fn step_of<V: Lanes, const R: usize, const P: usize, const BF16: bool>(
+        sums: &mut [[[V; 2]; P]; R],
+        weights: *const u8,
+        panel_bytes: usize,
+        x: *const f32,
+        ask: *const u8,
+    ) {
+        unsafe {
+            let mut two = [[V::zero(); 2]; P];
+            for p in 0..P {
+                let from = weights.add(p * panel_bytes);
+                let ask = ask.wrapping_add(p * panel_bytes);
+                _mm_prefetch::<_MM_HINT_T0>(ask.cast());
+                if !BF16 {
+                    _mm_prefetch::<_MM_HINT_T0>(ask.wrapping_add(64).cast());
+                }
+                two[p] = if BF16 {
+                    V::load_bf16(from.cast())
+                } else {
+                    [V::load(from.cast()), V::load(from.cast::<f32>().add(V::LANES))]
+                };
+            }
+            for r in 0..R {
+                let x = V::splat(*x.add(r * BLOCK));
+                for p in 0..P {
+                    for h in 0..2 {
+                        sums[r][p][h] = two[p][h].fma(x, sums[r][p][h]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// `R` rows, `P` panels, one part of each panel: two vectors of outputs.
+    #[inline(always)]
+    unsafe fn tile<V: Lanes, const R: usize, const P: usize, const BF16: bool>(job: Job, part: usize) {
+        unsafe {
+            let step = if BF16 { 2 * PANEL } else { 4 * PANEL };
+            // Where the two vectors of outputs lie in a panel, and where their weights in a step.
+            let outs = if BF16 {
+                [part * V::LANES, 16 + part * V::LANES]
+            } else {
+                [2 * part * V::LANES, (2 * part + 1) * V::LANES]
+            };
+            let place = if BF16 { part * V::LANES * 4 } else { 2 * part * V::LANES * 4 };
+            let mut sums = [[[V::zero(); 2]; P]; R];
+            if job.again {
+                for r in 0..R {
+                    for p in 0..P {
+                        for h in 0..2 {
+                            sums[r][p][h] = V::load(job.y.add(r * job.stride + p * PANEL + outs[h]));
+                        }
+                    }
+                }
+            }
+            let mut x = job.x;
+            let mut ask = job.ask;
+            let mut weights = job.weights.add(place);
+            for _ in 0..job.len / BLOCK {
+                for k in 0..BLOCK {
+                    step_of::<V, R, P, BF16>(
+                        &mut sums,
+                        weights.add(k * step),
+                        job.panel_bytes,
+                        x.add(k),
+                        ask.wrapping_add(k * job.ask_step),
+                    );
+                }
+                weights = weights.add(BLOCK * step);
+                x = x.add(BLOCK * R);
+                ask = ask.wrapping_add(BLOCK * job.ask_step);
+            }
+            for k in 0..job.len % BLOCK {
+                step_of::<V, R, P, BF16>(
+                    &mut sums,
+                    weights.add(k * step),
+                    job.panel_bytes,
+                    x.add(k),
+                    ask.wrapping_add(k * job.ask_step),
+                );
+            }
+            for r in 0..R {
+                for p in 0..P {
+                    for h in 0..2 {
+                        sums[r][p][h].store(job.y.add(r * job.stride + p * PANEL + outs[h]));
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes, const BF16: bool>(rows: usize, panels: usize, job: Job) {
+        let parts = PANEL / 2 / V::LANES;
+        unsafe {
+            for part in 0..parts {
+                match (rows, panels) {
+                    (1, 4) => tile::<V, 1, 4, BF16>(job, part),
+                    (1, 2) => tile::<V, 1, 2, BF16>(job, part),
+                    (2, 2) => tile::<V, 2, 2, BF16>(job, part),
+                    (3, 2) => tile::<V, 3, 2, BF16>(job, part),
+                    (1, 1) => tile::<V, 1, 1, BF16>(job, part),
+                    (2, 1) => tile::<V, 2, 1, BF16>(job, part),
+                    (3, 1) => tile::<V, 3, 1, BF16>(job, part),
+                    (4, 1) => tile::<V, 4, 1, BF16>(job, part),
+                    (5, 1) => tile::<V, 5, 1, BF16>(job, part),
+                    (6, 1) => tile::<V, 6, 1, BF16>(job, part),
+                    (7, 1) => tile::<V, 7, 1, BF16>(job, part),
+                    (8, 1) => tile::<V, 8, 1, BF16>(job, part),
+                    (9, 1) => tile::<V, 9, 1, BF16>(job, part),
+                    (10, 1) => tile::<V, 10, 1, BF16>(job, part),
+                    (11, 1) => tile::<V, 11, 1, BF16>(job, part),
+                    (12, 1) => tile::<V, 12, 1, BF16>(job, part),
+                    _ => unreachable!("{rows} rows, {panels} panels"),
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// AVX-512; the job's pointers lead to what it describes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub(super) unsafe fn run_512<const BF16: bool>(rows: usize, panels: usize, job: Job) {
+        unsafe { run::<__m512, BF16>(rows, panels, job) }
+    }
+
+    /// # Safety
+    /// AVX2 and FMA; the job's pointers lead to what it describes.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn run_256<const BF16: bool>(rows: usize, panels: usize, job: Job) {
+        unsafe { run::<__m256, BF16>(rows, panels, job) }
+    }
+}
