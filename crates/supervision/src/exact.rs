@@ -22,6 +22,11 @@ impl Sum {
         self.0 += other.0;
     }
 
+    /// This less another sum.
+    pub(crate) fn minus(self, other: Self) -> Self {
+        Self(self.0 - other.0)
+    }
+
     /// The sum, rounded once.
     #[inline]
     pub(crate) fn value(self) -> f64 {

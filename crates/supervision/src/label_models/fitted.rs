@@ -177,6 +177,17 @@ impl Fitted {
         Ok(posterior)
     }
 
+    /// P(vote | truth) of a voter as the model has it; `None` for models that count weights, and beyond their numbers.
+    pub fn rate(&self, voter: usize, truth: usize, vote: usize) -> Option<f64> {
+        let k = self.prior.len();
+        match &self.rule {
+            Rule::LogLinear { table, .. } if truth < k && vote < k => {
+                table.get((voter * k + vote) * k + truth).map(|log| log.exp())
+            }
+            _ => None,
+        }
+    }
+
     /// From one posterior a row to one an item.
     pub(crate) fn for_items(mut self, rows: &Rows<'_>) -> Self {
         self.posterior.of = rows.map().map(<[u32]>::to_vec);

@@ -7,21 +7,24 @@
 //!
 //! | model | assumes | estimated by |
 //! |---|---|---|
+//! | [`DawidSkene`] | a confusion matrix a voter; variants with one accuracy, hard assignments, abstention as a vote | likelihood |
 //! | [`KnownRates`] | error rates are known | nothing: the bound for all others |
 //! | [`MajorityVote`], [`WeightedVote`], [`Wawa`], [`ZeroBasedSkill`] | voters are better than chance | counting |
 
+mod dawid_skene;
 mod fitted;
 mod known;
 mod majority;
 mod quality;
 mod rule;
 
+pub use dawid_skene::{Abstain, Assignment, DawidSkene, Errors, Smoothing, Stop};
 pub use fitted::{Convergence, Fitted, Posterior, Warning};
 pub use known::KnownRates;
 pub use majority::{MajorityVote, Ties, Wawa, WeightedVote, ZeroBasedSkill};
 pub use quality::{Estimate, VoterQuality};
 
-use crate::{Result, Rows, Votes};
+use crate::{Result, Rows, SupervisionError, Votes};
 
 /// A model of votes.
 pub trait LabelModel: Send + Sync {
@@ -99,3 +102,27 @@ const PAIRS: usize = 64;
 
 /// Items on which two voters must agree before they are called duplicates.
 const ALIKE: u64 = 20;
+
+/// Refuses votes of fewer than `want` voters that vary.
+pub(crate) fn informative(model: &'static str, rows: &Rows<'_>, want: usize) -> Result<()> {
+    let votes = rows.votes();
+    if votes.voters() < want {
+        return Err(SupervisionError::TooFewVoters { model, got: votes.voters(), want });
+    }
+    let mut first = vec![None; votes.voters()];
+    let mut varied = vec![false; votes.voters()];
+    let mut left = want;
+    for row in (0..rows.len()).filter(|row| rows.count(*row) > 0) {
+        votes.visit(row, |voter, vote| {
+            if !varied[voter] && *first[voter].get_or_insert(vote) != vote {
+                varied[voter] = true;
+                left = left.saturating_sub(1);
+            }
+        });
+        if left == 0 {
+            return Ok(());
+        }
+    }
+    let why = format!("only {} voters ever change their vote, {want} are needed", want - left);
+    Err(SupervisionError::Unidentifiable { model, why })
+}
