@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout)] // a command line speaks on standard output
 
 mod cargo;
+mod conformance;
 mod docs;
 mod experiment;
 mod methods;
@@ -52,6 +53,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Certify the verifiers of speculative decoding; fails when one is not exact
+    Conformance(conformance::Arguments),
     /// Write the generated pages, then build the book and the API documentation
     Docs(docs::Arguments),
     /// Write the table of methods from methods.toml
@@ -87,6 +90,7 @@ fn main() -> ExitCode {
         Command::Experiment { words } => experiment::run(&words),
         Command::Report(arguments) => report::run(&arguments),
         Command::Bench { name, words } => cargo::bench(name.as_deref(), &words),
+        Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Docs(arguments) => docs::run(&arguments),
         Command::Methods { check } => methods::run(check),
         Command::Test(arguments) => test::run(&arguments),

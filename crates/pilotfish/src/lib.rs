@@ -10,6 +10,7 @@
 //! | [`model`] | always | what a model is to an algorithm: steps, trees, logits, caches, ledger, sampling, toy models |
 //! | [`graph`] | always | networks as data; ONNX; weights from safetensors and GGUF |
 //! | `architectures` | `architectures` | Llama, Gemma 3 and BERT as graphs; checkpoints, tokenisers, chat templates |
+//! | `conformance` | `conformance` | a kit that certifies speculative decoders |
 //! | `decoding` | `decoding` | drafters, verifiers and the loop that joins them |
 //! | `evaluation` | `evaluation` | paired comparisons, perplexity, prompt sets |
 //! | `training` | `training` | the same graphs with gradients |
@@ -36,6 +37,8 @@ pub use pilotfish_model as model;
 
 #[cfg(feature = "architectures")]
 pub use pilotfish_architectures as architectures;
+#[cfg(feature = "conformance")]
+pub use pilotfish_conformance as conformance;
 #[cfg(feature = "decoding")]
 pub use pilotfish_decoding as decoding;
 #[cfg(feature = "evaluation")]
