@@ -22,6 +22,7 @@
 // Tiles are written as the formulas are: sums by row, panel and half.
 #![allow(clippy::needless_range_loop)]
 
+mod blocks;
 mod dense;
 mod error;
 mod isa;
@@ -32,6 +33,7 @@ mod rows;
 #[cfg(target_arch = "x86_64")]
 mod simd;
 
+pub use blocks::{BLOCK, Bits, Blocks, Form, Gguf, Offset};
 pub use dense::{Dense, Float};
 pub use error::{KernelError, Result};
 pub use isa::{ISA_VARIABLE, Isa};

@@ -4,7 +4,7 @@
 mod hold;
 
 use hold::{Case, activations, hold, weights};
-use pilotfish_kernels::{Dense, Float, KernelError, Product};
+use pilotfish_kernels::{BLOCK, Bits, Blocks, Dense, Float, Gguf, KernelError, Product};
 use proptest::prelude::*;
 
 proptest! {
@@ -28,6 +28,146 @@ proptest! {
             prop_assert_eq!(again.unpack(), kept);
         }
     }
+}
+
+/// What rounding the activations may cost: half a step an input.
+fn rounding(weights: &[f32], x: &[f32], ins: usize) -> impl Fn(usize, usize) -> f64 {
+    move |row, out| {
+        let blocks = weights[out * ins..][..ins].chunks(BLOCK).zip(x[row * ins..][..ins].chunks(BLOCK));
+        blocks
+            .map(|(w, x)| {
+                let most = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                let size: f64 = w.iter().map(|&w| f64::from(w).abs()).sum();
+                // A step of denormals is itself rounded.
+                size * (f64::from(most) / 32639.0 * 0.5001 + 2.5e-41)
+            })
+            .sum()
+    }
+}
+
+/// A scale of f16 that is not too small for the test to see.
+fn scale(seed: u64, at: usize) -> half::f16 {
+    half::f16::from_f32(((seed as usize % 97 + at * 31) % 89) as f32 / 64.0 - 0.5)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
+    #[test]
+    fn gguf_blocks(outs in 1usize..40, blocks in 1usize..6, rows in 1usize..18, seed: u64, offset in 0usize..4) {
+        let ins = blocks * BLOCK;
+        let x = activations(rows * ins, seed, offset);
+        for kind in [Gguf::Q4_0, Gguf::Q4_1, Gguf::Q8_0] {
+            let mut bytes = Vec::new();
+            let mut want = Vec::new();
+            for at in 0..outs * blocks {
+                let (d, m) = (scale(seed, at), scale(!seed, at));
+                let code = |k: usize| (seed.rotate_left((k * 7 % 64) as u32) as usize + at * 5 + k) as u8;
+                bytes.extend(d.to_le_bytes());
+                if kind == Gguf::Q4_1 {
+                    bytes.extend(m.to_le_bytes());
+                }
+                // By ggml's definition, written out again.
+                match kind {
+                    Gguf::Q8_0 => {
+                        bytes.extend((0..32).map(code));
+                        want.extend((0..32).map(|k| f32::from(code(k) as i8) * d.to_f32()));
+                    }
+                    _ => {
+                        bytes.extend((0..16).map(code));
+                        let value = |q: u8| match kind {
+                            Gguf::Q4_0 => (f32::from(q) - 8.0) * d.to_f32(),
+                            _ => f32::from(q) * d.to_f32() + m.to_f32(),
+                        };
+                        want.extend((0..16).map(|k| value(code(k) & 15)));
+                        want.extend((0..16).map(|k| value(code(k) >> 4)));
+                    }
+                }
+            }
+            let packed = Blocks::from_gguf(&bytes, outs, ins, kind).unwrap();
+            prop_assert_eq!(&packed.unpack(), &want);
+            let slack = rounding(&want, &x[offset..], ins);
+            hold(&packed, Case { weights: &want, x: &x[offset..], rows, slack: &|row, out| offset_slack(&x[offset..], ins, row) + slack(row, out) });
+            let again = Blocks::from_packed(packed.packed(), outs, ins, packed.form()).unwrap();
+            prop_assert_eq!(&again.unpack(), &want);
+        }
+    }
+
+    #[test]
+    fn zero_point_blocks(outs in 1usize..40, ins in 1usize..200, rows in 1usize..18, seed: u64) {
+        let x = activations(rows * ins, seed, 0);
+        let blocks = ins.div_ceil(BLOCK);
+        for bits in [Bits::Four, Bits::Eight] {
+            let mask = if bits == Bits::Four { 15 } else { 255 };
+            let code = |i: usize| (seed.rotate_left((i * 11 % 64) as u32) as usize + i * 3) as u8 & mask;
+            let codes: Vec<u8> = (0..outs * blocks * BLOCK).map(code).collect();
+            let scales: Vec<f32> = (0..outs * blocks).map(|i| scale(seed, i).to_f32() / 3.0).collect();
+            let zeros: Vec<u8> = (0..outs * blocks).map(|i| code(i * 7 + 1)).collect();
+            let packed = Blocks::pack(&codes, &scales, &zeros, outs, ins, bits).unwrap();
+            let want: Vec<f32> = (0..outs * ins)
+                .map(|i| {
+                    let (out, k) = (i / ins, i % ins);
+                    let block = out * blocks + k / BLOCK;
+                    (f32::from(codes[(out * blocks) * BLOCK + k]) - f32::from(zeros[block])) * scales[block]
+                })
+                .collect();
+            prop_assert_eq!(&packed.unpack(), &want);
+            let slack = rounding(&want, &x, ins);
+            hold(&packed, Case { weights: &want, x: &x, rows, slack: &|row, out| offset_slack(&x, ins, row) + slack(row, out) });
+        }
+    }
+}
+
+/// Integers are summed before the zero point or the minimum is applied: what those two sums have in common
+/// is rounded at their size, not at that of their difference.
+fn offset_slack(x: &[f32], ins: usize, row: usize) -> f64 {
+    let size: f64 = x[row * ins..][..ins].iter().map(|&x| f64::from(x).abs()).sum();
+    // Scales are below 1, integers below 256.
+    size * 256.0 * 4e-7
+}
+
+#[test]
+fn blocks_by_hand() {
+    // Q4_0, one block: scale 0.5, integers 8 + k % 8 for the low half and 8 - k % 8 for the high one.
+    let mut bytes = half::f16::from_f32(0.5).to_le_bytes().to_vec();
+    bytes.extend((0..16u8).map(|k| (8 + k % 8) | (8 - k % 8) << 4));
+    let packed = Blocks::from_gguf(&bytes, 1, 32, Gguf::Q4_0).unwrap();
+    let mut y = [0.0];
+    let mut x = [0.0; 32];
+    (x[3], x[19]) = (2.0, -4.0);
+    packed.apply(&x, 1, &mut y).unwrap();
+    // 0.5 * (3 * 2 + -3 * -4) = 9; the step is 4 / 32639 and 2 falls between two steps.
+    assert!((y[0] - 9.0).abs() < 0.5 * 3.0 * 4.0 / 32639.0, "{}", y[0]);
+    x[3] = 4.0;
+    packed.apply(&x, 1, &mut y).unwrap();
+    assert!((y[0] - 12.0).abs() < 2e-6, "{}", y[0]);
+    x[0] = f32::INFINITY;
+    packed.apply(&x, 1, &mut y).unwrap();
+    assert!(y[0].is_nan());
+}
+
+#[test]
+fn blocks_refuse() {
+    use KernelError::*;
+    assert!(matches!(Blocks::from_gguf(&[0; 18], 1, 31, Gguf::Q4_0), Err(Divide { size: 32, .. })));
+    assert!(matches!(Blocks::from_gguf(&[0; 19], 1, 32, Gguf::Q4_0), Err(Length { want: 18, .. })));
+    assert!(matches!(Blocks::from_gguf(&[], 0, 32, Gguf::Q8_0), Err(Shape { .. })));
+    assert!(matches!(Blocks::from_gguf(&[], usize::MAX, 32, Gguf::Q8_0), Err(Shape { .. })));
+    let nan = [vec![0; 2], half::f16::NAN.to_le_bytes().to_vec(), vec![0; 16]].concat();
+    assert!(matches!(
+        Blocks::from_gguf(&nan, 1, 32, Gguf::Q4_1),
+        Err(NotFinite { what: "minimum of block", .. })
+    ));
+    let pack =
+        |codes: &[u8], scales: &[f32], zeros: &[u8]| Blocks::pack(codes, scales, zeros, 1, 20, Bits::Four);
+    assert!(pack(&[15; 32], &[1.0], &[3]).is_ok());
+    assert!(matches!(pack(&[15; 20], &[1.0], &[3]), Err(Length { what: "integers", .. })));
+    assert!(matches!(pack(&[15; 32], &[], &[3]), Err(Length { what: "scales", .. })));
+    assert!(matches!(pack(&[15; 32], &[1.0], &[3, 3]), Err(Length { what: "zero points", .. })));
+    assert!(matches!(pack(&[16; 32], &[1.0], &[3]), Err(Packed { .. })));
+    assert!(matches!(pack(&[15; 32], &[f32::NAN], &[3]), Err(NotFinite { .. })));
+    let form = Gguf::Q4_1.form();
+    assert!(matches!(Blocks::from_packed(&[0; 320], 1, 32, form), Err(Length { want: 384, .. })));
 }
 
 #[test]
