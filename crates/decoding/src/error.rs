@@ -96,6 +96,34 @@ pub enum DecodingError {
         /// The target's tokens.
         want: usize,
     },
+    /// A node of a growing draft whose parent the draft model has not run.
+    #[error("node {node} of a draft was to be run before its parent")]
+    NotRun {
+        /// The node.
+        node: usize,
+    },
+    /// A head that was to be taken from the embedding table of a model that has another.
+    #[error("the head of {model} is not its embedding table")]
+    NotTied {
+        /// The model.
+        model: String,
+    },
+    /// A file of learnt state that is spoilt, or of something else.
+    #[error("{path}: {why}")]
+    State {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A file of learnt state that cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// The reason.
+        source: std::io::Error,
+    },
     /// A parameter outside its range.
     #[error("{name} = {value}: {want}")]
     BadParameter {

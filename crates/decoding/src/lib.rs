@@ -23,6 +23,7 @@ mod drafter;
 pub mod drafters;
 mod error;
 mod identity;
+mod state;
 pub mod verifiers;
 
 pub use decoder::{Decoder, Finish, Generation, Limits, Round, RoundRecord};

@@ -1,3 +1,5 @@
+//! Prompt look-up decoding by n-grams; see [`PromptLookup`].
+
 use std::collections::HashMap;
 
 use pilotfish_model::{Token, TokenTree};
