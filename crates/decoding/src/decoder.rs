@@ -7,8 +7,9 @@ use pilotfish_model::{
     TapRows, Token, TokenTree,
 };
 
+use crate::policy::{Policy, Room, Spent};
 use crate::verifiers::Context;
-use crate::{Ask, DecodingError, Draft, Drafter, Needs, Outcome, Result, Start, Verdict, Verifier};
+use crate::{Ask, DecodingError, Draft, Drafter, Drawn, Needs, Outcome, Result, Start, Verdict, Verifier};
 
 /// When a text ends, and how it is computed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +90,7 @@ pub struct Decoder<'a> {
     limits: Limits,
     needs: Needs,
     cancel: Option<&'a AtomicBool>,
+    policy: Option<&'a mut dyn Policy>,
 }
 
 /// What a target step over a draft gave.
@@ -126,13 +128,19 @@ impl<'a> Decoder<'a> {
         if let Some(form) = needs.logits {
             form.check()?;
         }
-        Ok(Self { model, drafter, verifier, limits, needs, cancel: None })
+        Ok(Self { model, drafter, verifier, limits, needs, cancel: None, policy: None })
     }
 
     /// The same loop, which breaks off between two phases once the flag is up. What an unfinished round did is
     /// undone.
     pub fn cancelled_by(self, flag: &'a AtomicBool) -> Self {
         Self { cancel: Some(flag), ..self }
+    }
+
+    /// The same loop, in which a policy decides how much is proposed and verified. Without one it is as much as
+    /// the limits allow.
+    pub fn with_policy(self, policy: &'a mut dyn Policy) -> Self {
+        Self { policy: Some(policy), ..self }
     }
 
     /// Continues a prompt.
@@ -170,12 +178,16 @@ impl<'a> Decoder<'a> {
         let sampler = self.verifier.sampler();
         self.drafter.start(&Start { prompt, first, taps: &taps, sampler: &sampler })?;
         out.ledger.spend(Phase::Draft, clock.elapsed());
+        if let Some(policy) = &mut self.policy {
+            policy.start();
+        }
         let mut added = vec![first];
         let mut finish = self.commit(&mut text, prompt.len(), &mut added);
         out.ledger.emitted = 1;
         out.tokens.push(first);
         let mut told = observe(&Round { tokens: &added, accepted: 0, drafted: 0 });
         while finish.is_none() && told.is_continue() && !self.cancelled() {
+            let before = [out.ledger.time(Phase::Draft), out.ledger.time(Phase::Target)];
             let draft = self.propose(&text, out.tokens.len(), &mut out.ledger)?;
             if self.cancelled() {
                 break;
@@ -214,6 +226,16 @@ impl<'a> Decoder<'a> {
                 finish,
             })?;
             out.ledger.spend(Phase::Draft, clock.elapsed());
+            if let Some(policy) = &mut self.policy {
+                policy.observe(&Spent {
+                    text: &text,
+                    added: added.len(),
+                    draft: &draft,
+                    path: &path,
+                    draft_seconds: out.ledger.time(Phase::Draft) - before[0],
+                    target_seconds: out.ledger.time(Phase::Target) - before[1],
+                });
+            }
             told = observe(&Round { tokens: &added, accepted: record.accepted, drafted: record.drafted });
         }
         out.finish = finish.unwrap_or(Finish::Cancelled);
@@ -306,6 +328,18 @@ impl<'a> Decoder<'a> {
         if depth == 0 || budget == 0 {
             return Ok(Draft::none(root));
         }
+        let room = Room { budget, depth };
+        let Room { budget, depth } = match &mut self.policy {
+            None => room,
+            Some(policy) => {
+                let plan = policy.plan(room);
+                Room { budget: plan.budget.min(budget), depth: plan.depth.min(depth) }
+            }
+        };
+        if depth == 0 || budget == 0 {
+            ledger.spend(Phase::Draft, clock.elapsed());
+            return Ok(Draft::none(root));
+        }
         let (rows, sampler) = (self.model.len(), self.verifier.sampler());
         let mut ask = Ask { text, budget, depth, sampler: &sampler, model: self.model, ledger };
         let draft = self.drafter.propose(&mut ask)?;
@@ -321,7 +355,12 @@ impl<'a> Decoder<'a> {
         if got != want && !draft.is_empty() {
             return Err(DecodingError::WrongDraw { drafter: self.drafter.name(), got, want });
         }
-        let draft = draft.clamp(budget, depth)?;
+        let mut draft = draft.clamp(budget, depth)?;
+        if draft.drawn() == Drawn::Fixed
+            && let Some(policy) = &mut self.policy
+        {
+            draft = policy.trim(text, draft)?;
+        }
         if !draft.is_chain() {
             self.model.info().require(Capability::Tree)?;
         }

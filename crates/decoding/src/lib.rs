@@ -23,6 +23,7 @@ mod drafter;
 pub mod drafters;
 mod error;
 mod identity;
+pub mod policy;
 mod state;
 pub mod verifiers;
 
@@ -32,6 +33,7 @@ pub use drafter::{Ask, Drafter, Needs, Nothing, Outcome, Start};
 pub use drafters::{PromptLookup, PromptLookupConfig};
 pub use error::{DecodingError, Result};
 pub use identity::{Identity, compare};
+pub use policy::{CostAware, CostAwareConfig, Everything, Policy, WidthCurve};
 pub use verifiers::{
     Choose, Context, Dice, GreedyTree, MultiStep, Recursive, SampleAndMatch, SpeculativeChain, Typical,
     TypicalConfig, Verdict, Verifier, lossless,

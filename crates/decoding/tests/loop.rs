@@ -388,6 +388,29 @@ fn an_end_inside_an_accepted_run_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_policy_changes_what_is_spent_and_nothing_else() {
+    let mut rng = Streams::new(9).stream("test");
+    let mut model = TableModel::random(2, 6, 3.0, &mut rng).expect("small");
+    let prompt = [0, 1, 2];
+    let plain = run(&mut model, &mut Nothing, &prompt, limits(200));
+    let mut drafter = Made(move |text: &[Token]| random_tree(&mut rng, text[text.len() - 1], 6));
+    let wild = run(&mut model, &mut drafter, &prompt, limits(200));
+    // Rows cost in proportion: nothing can pay, and nothing is verified.
+    let steep = WidthCurve::new(&[(1, 1.0), (2, 2.0)]).expect("valid");
+    for (curve, most) in [(WidthCurve::flat(), wild.ledger.target_rows), (steep, 203)] {
+        let mut policy = CostAware::new(curve, CostAwareConfig::default()).expect("valid");
+        let out = Decoder::new(&mut model, &mut drafter, &mut GreedyTree, limits(200))
+            .expect("valid")
+            .with_policy(&mut policy)
+            .generate(&prompt)
+            .expect("runs");
+        assert_eq!(out.tokens, plain.tokens);
+        assert!(out.ledger.target_rows <= most + most / 4, "{} rows, {most}", out.ledger.target_rows);
+        assert_eq!(out.ledger.target_rows, 3 + out.ledger.rounds + out.ledger.drafted);
+    }
+}
+
+#[test]
 fn divergences_come_with_their_margin() {
     let mut model = CountingModel::new(6);
     assert_eq!(compare(&mut model, &[0], &[1, 2], &[1, 2]).expect("runs"), Identity::Identical);
