@@ -81,6 +81,17 @@ pub enum SupervisionError {
         /// What is allowed.
         want: &'static str,
     },
+    /// A number that is not finite.
+    #[error("{what} at {index} is not finite")]
+    NotFinite {
+        /// What was looked at.
+        what: &'static str,
+        /// Where.
+        index: usize,
+    },
+    /// A language model failed.
+    #[error(transparent)]
+    LanguageModel(#[from] pilotfish_model::ModelError),
     /// A file that cannot be read or written.
     #[error("{path}: {source}")]
     Io {

@@ -2,13 +2,16 @@
 //!
 //! Many cheap, noisy voters label each item and nobody knows the truth. [`Votes`] hold what they say, a
 //! [`label_models::LabelModel`] says what is probably true and how good each voter is.
-#![forbid(unsafe_code)]
+// Denied, not forbidden: the expansion of ndarray's slicing macro allows it.
+#![deny(unsafe_code)]
 
 mod error;
 mod exact;
+pub mod heads;
 pub mod label_models;
 mod names;
 pub mod votes;
+pub mod weaver;
 
 pub use error::{Result, SupervisionError};
 pub use names::Names;
