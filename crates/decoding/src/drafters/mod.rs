@@ -6,10 +6,13 @@
 //! | [`suffix`] | every text so far, by the longest suffix | fixed |
 //! | [`recycling`] | the target's rejected candidates | fixed |
 //! | [`aded`] | a table of tri-grams that learns | fixed |
+//! | [`chain`] | a draft model, a chain that knows when to stop | without replacement |
 //! | [`dyspec`] | a draft model, where it expects most | without replacement |
 //! | [`rsd`] | a draft model, siblings or sequences without replacement | without replacement |
 
+pub mod acceptance;
 pub mod aded;
+pub mod chain;
 pub mod dyspec;
 pub mod gumbel;
 mod head;
@@ -23,7 +26,9 @@ mod trigrams;
 
 use pilotfish_model::{ModelError, ModelInfo};
 
+pub use acceptance::{AcceptanceHead, Example, HeadShape, HeadTraining};
 pub use aded::{Aded, AdedDrafter, Prune, Search};
+pub use chain::{ChainDrafter, Stop, Stopping};
 pub use dyspec::{Bounds, DySpec, DySpecConfig, Growth};
 pub use head::ReducedHead;
 pub use model::{DraftModel, Laws};
