@@ -2,8 +2,10 @@
 //! every causal model obeys whatever runs it.
 #![allow(clippy::unwrap_used)]
 
-use pilotfish_architectures::{CausalConfig, CausalNetwork};
+use pilotfish_architectures::{CausalConfig, CausalNetwork, Checkpoint};
+use pilotfish_graph::weights::Weights;
 use pilotfish_model::{CausalModel, RowSet, Step, Token, TokenTree};
+use pilotfish_runtime::home::Home;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -24,6 +26,29 @@ pub fn tiny_gemma() -> CausalNetwork {
     config.windows = vec![Some(4), None, Some(4), None];
     config.tied = false;
     CausalNetwork::random(config, 8).unwrap()
+}
+
+/// The model that setup fetches.
+pub fn smollm2() -> Checkpoint {
+    let folder = Home::locate().unwrap().model("smollm2-135m").unwrap();
+    Checkpoint::open(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap()
+}
+
+/// The first layers of SmolLM2, with its embedding table, final norm and head.
+pub fn smollm2_layers(layers: usize) -> CausalNetwork {
+    let checkpoint = smollm2();
+    let whole = checkpoint.causal().unwrap();
+    let mut config = whole.config().clone();
+    config.layers = layers;
+    config.windows.truncate(layers);
+    let mut weights = Weights::default();
+    for (name, stored) in whole.weights().iter() {
+        let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse().ok());
+        if layer.is_none_or(|layer: usize| layer < layers) {
+            weights.insert(name.to_owned(), stored.clone()).unwrap();
+        }
+    }
+    CausalNetwork::new(config, weights).unwrap()
 }
 
 /// The largest difference.

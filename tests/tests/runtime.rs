@@ -2,17 +2,16 @@
 //! Oracles: docs/src/model-interface.md says what every causal model promises.
 #![allow(clippy::unwrap_used)]
 
-use pilotfish_architectures::{CausalNetwork, Checkpoint};
+use pilotfish_architectures::CausalNetwork;
 use pilotfish_graph::Tensor;
 use pilotfish_graph::weights::{Encoding, Stored, Weights};
 use pilotfish_model::{
     Capability, CausalModel, LogitForm, ModelError, Parents, RowSet, Step, Steps, Tap, Token,
 };
-use pilotfish_runtime::home::Home;
 use pilotfish_runtime::{LoadOptions, OnnxCausal, RuntimeError};
 use pilotfish_tests::{
-    gap, kept_path_equals_prefill, near, random_tree, tiny_gemma, tiny_llama, tokens, tree_equals_paths,
-    worked_tree,
+    gap, kept_path_equals_prefill, near, random_tree, smollm2, smollm2_layers, tiny_gemma, tiny_llama,
+    tokens, tree_equals_paths, worked_tree,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -26,28 +25,6 @@ fn options(fused: bool, cuts: &[usize]) -> LoadOptions {
 
 fn load(network: &CausalNetwork, fused: bool, cuts: &[usize]) -> OnnxCausal {
     OnnxCausal::from_network("tiny", network, &options(fused, cuts)).unwrap()
-}
-
-fn smollm2() -> Checkpoint {
-    let folder = Home::locate().unwrap().model("smollm2-135m").unwrap();
-    Checkpoint::open(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap()
-}
-
-/// The first layers of SmolLM2, with its embedding table, final norm and head.
-fn smollm2_layers(layers: usize) -> CausalNetwork {
-    let checkpoint = smollm2();
-    let whole = checkpoint.causal().unwrap();
-    let mut config = whole.config().clone();
-    config.layers = layers;
-    config.windows.truncate(layers);
-    let mut weights = Weights::default();
-    for (name, stored) in whole.weights().iter() {
-        let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse().ok());
-        if layer.is_none_or(|layer: usize| layer < layers) {
-            weights.insert(name.to_owned(), stored.clone()).unwrap();
-        }
-    }
-    CausalNetwork::new(config, weights).unwrap()
 }
 
 /// Every way a tiny network is run: fused and official operators, whole and cut.

@@ -75,7 +75,7 @@ impl Maker {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let size = |low, high, rng: &mut ChaCha8Rng| rng.random_range(low..=high);
         let symbols = [("B", size(1, 3, &mut rng)), ("T", size(1, 4, &mut rng)), ("L", size(0, 3, &mut rng))];
-        let (head_dim, kv_heads) = (2 * size(1, 3, &mut rng), size(1, 2, &mut rng));
+        let (head_dim, kv_heads) = (2 * size(1, 4, &mut rng), size(1, 2, &mut rng));
         let heads = kv_heads * size(1, 2, &mut rng);
         let mut made = Self {
             rng,
@@ -226,7 +226,7 @@ impl Maker {
             13 => self.norm(x),
             14 => {
                 let (x, bound, width) = self.pick_sequence();
-                let Some(head_dim) = [6, 4, 2].into_iter().find(|head_dim| width % head_dim == 0) else {
+                let Some(head_dim) = [8, 6, 4, 2].into_iter().find(|head_dim| width % head_dim == 0) else {
                     return Ok(());
                 };
                 let y = self.rotary(x, head_dim)?;

@@ -54,7 +54,7 @@ impl OnnxCausal {
     pub fn from_checkpoint(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
         let network = checkpoint.causal()?;
         let device = options.session.device.resolve()?;
-        let export = options.export.on(device, network.config().head_dim);
+        let export = options.export.on(device);
         export.check(network.config().layers)?;
         let exported = export::cached(checkpoint, network, &export)?;
         Self::load(checkpoint.name(), network, &exported, &export, options, None)
@@ -63,7 +63,7 @@ impl OnnxCausal {
     /// A network in memory, written to a temporary folder for as long as the model lives.
     pub fn from_network(name: &str, network: &CausalNetwork, options: &LoadOptions) -> Result<Self> {
         let device = options.session.device.resolve()?;
-        let export = options.export.on(device, network.config().head_dim);
+        let export = options.export.on(device);
         let folder = tempfile::tempdir().map_err(|source| RuntimeError::io(std::env::temp_dir(), source))?;
         let exported = export::write(network, &export, folder.path())?;
         Self::load(name, network, &exported, &export, options, Some(folder))

@@ -59,9 +59,9 @@ impl ExportOptions {
     }
 
     /// Options as they are used: ONNX Runtime's fused attention writes into host memory, so other devices use
-    /// the official operators, and so do heads that are not a multiple of 8 wide, which it refuses.
-    pub(crate) fn on(&self, device: Device, head_dim: usize) -> Self {
-        Self { fused: self.fused && device == Device::Cpu && head_dim % 8 == 0, ..self.clone() }
+    /// the official operators.
+    pub(crate) fn on(&self, device: Device) -> Self {
+        Self { fused: self.fused && device == Device::Cpu, ..self.clone() }
     }
 }
 

@@ -311,8 +311,12 @@ fn attention(e: &mut Emit<'_>, node: &Node, [heads, kv_heads]: [usize; 2], scale
     let outputs = node.outputs.iter().map(|&value| e.name(value)).collect::<Result<Vec<_>>>()?;
     let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
     let graph = e.graph;
-    if let (Lowering::Fused { .. }, [q, k, v, mask, past_keys, past_values]) = (e.lowering, names.as_slice())
-    {
+    let head_dim = graph.shape(node.inputs[0]).last().and_then(|width| width.divide(heads)?.fixed());
+    // The fused operator refuses other widths of heads, and several rows of several texts after a past.
+    let fused = matches!(e.lowering, Lowering::Fused { .. })
+        && head_dim.is_some_and(|width| width % 8 == 0)
+        && graph.shape(node.inputs[0]).dims()[0] == 1.into();
+    if let (true, [q, k, v, mask, past_keys, past_values]) = (fused, names.as_slice()) {
         if e.extra_inputs.is_empty() {
             e.extra_inputs = vec![("seqlens", elem::INT32), ("total", elem::INT32)];
         }
@@ -334,12 +338,16 @@ fn attention(e: &mut Emit<'_>, node: &Node, [heads, kv_heads]: [usize; 2], scale
     let inputs: Vec<&str> = names.iter().map(String::as_str).collect();
     let attributes =
         vec![int("q_num_heads", heads as i64), int("kv_num_heads", kv_heads as i64), float("scale", scale)];
-    // Keys and values without a past are results that only some graphs need.
+    // Keys and values are results that only some graphs need, but ONNX Runtime wants them named beside a past.
     let used = |value: &Value| {
         graph.nodes().iter().any(|reader| reader.inputs.contains(value))
             || graph.outputs().iter().any(|(_, output)| output == value)
     };
-    let outputs = if node.outputs[1..].iter().any(used) { &outputs[..] } else { &outputs[..1] };
+    let outputs = if node.inputs.len() == 6 || node.outputs[1..].iter().any(used) {
+        &outputs[..]
+    } else {
+        &outputs[..1]
+    };
     e.node("Attention", &inputs, outputs, attributes);
     Ok(())
 }

@@ -25,10 +25,11 @@ pub enum Lowering {
     Primitive,
     /// Official operators only, opset 23: `Attention`, `RMSNormalization` and the like.
     Standard,
-    /// ONNX Runtime's own operators where they are faster. Attention with a past becomes
-    /// `GroupQueryAttention` over cache buffers that the host owns: the graph gains the inputs `seqlens` and
-    /// `total` (int32, `[1]`: rows of the cache after the call, less one; the same), past and present are bound
-    /// to one buffer of any capacity and rows are written in place.
+    /// ONNX Runtime's own operators where they are faster. Attention over a past with a batch of 1 and heads of
+    /// a multiple of 8 becomes `GroupQueryAttention` over cache buffers that the host owns: the graph gains the
+    /// inputs `seqlens` and `total` (int32, `[1]`: rows of the cache after the call, less one; the same), past
+    /// and present are bound to one buffer of any capacity and rows are written in place. A past and a present
+    /// in buffers of their own work too, at the price of a copy.
     Fused {
         /// Positions for which rotary tables are made.
         positions: usize,
