@@ -10,6 +10,7 @@ mod exact;
 pub mod heads;
 pub mod label_models;
 mod names;
+mod solver;
 pub mod votes;
 pub mod weaver;
 

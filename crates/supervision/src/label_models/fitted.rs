@@ -134,8 +134,17 @@ pub enum Warning {
     },
     /// The objective has not levelled off: more steps would change the answer.
     Undertrained {
-        /// Share of the objective that one more run of a tenth of the steps would still remove.
+        /// Share of the objective that the last tenth of the steps removed.
         slope: f64,
+    },
+    /// The class balance was taken to be equal; the votes fit any other as well.
+    AssumedPrior,
+    /// The class balance disagrees with what the third moments of the votes say.
+    DoubtfulPrior {
+        /// The share of class 1 that was used.
+        used: f64,
+        /// The share that third moments suggest.
+        third_moments: f64,
     },
 }
 

@@ -8,21 +8,28 @@
 //! | model | assumes | estimated by |
 //! |---|---|---|
 //! | [`DawidSkene`] | a confusion matrix a voter; variants with one accuracy, hard assignments, abstention as a vote | likelihood |
+//! | [`Snorkel`] | a confusion matrix a voter, a known class balance; dependencies if given | second moments |
+//! | [`Triplets`], [`BinaryMoments`] | two classes; errors alike in both, or not | moments of three voters, in closed form |
 //! | [`KnownRates`] | error rates are known | nothing: the bound for all others |
 //! | [`MajorityVote`], [`WeightedVote`], [`Wawa`], [`ZeroBasedSkill`] | voters are better than chance | counting |
 
+mod assign;
 mod dawid_skene;
 mod fitted;
 mod known;
 mod majority;
 mod quality;
 mod rule;
+mod snorkel;
+mod triplets;
 
 pub use dawid_skene::{Abstain, Assignment, DawidSkene, Errors, Smoothing, Stop};
 pub use fitted::{Convergence, Fitted, Posterior, Warning};
 pub use known::KnownRates;
 pub use majority::{MajorityVote, Ties, Wawa, WeightedVote, ZeroBasedSkill};
 pub use quality::{Estimate, VoterQuality};
+pub use snorkel::{Scale, Snorkel, Solver};
+pub use triplets::{BinaryMoments, Combine, Triplets};
 
 use crate::{Result, Rows, SupervisionError, Votes};
 
