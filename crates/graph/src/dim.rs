@@ -17,6 +17,26 @@ impl Dim {
         Self { constant: 0, terms: vec![(name.into(), 1)] }
     }
 
+    /// The dimension that is displayed as this text, such as `L+2*T+1`; any other text is one symbol.
+    pub fn parse(text: &str) -> Self {
+        let term = |term: &str| {
+            let name = |name: &str| {
+                let start = name.chars().next()?;
+                let word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.');
+                (!start.is_ascii_digit() && name.chars().all(word)).then(|| Self::symbol(name))
+            };
+            match term.trim().split_once('*') {
+                Some((factor, symbol)) => {
+                    let factor = factor.trim().parse().ok().filter(|factor| *factor > 0)?;
+                    Some(&name(symbol.trim())? * factor)
+                }
+                None => term.trim().parse().ok().map(|size: usize| size.into()).or_else(|| name(term.trim())),
+            }
+        };
+        let sum = |sum: Self, text| Some(&sum + &term(text)?);
+        text.split('+').try_fold(Self::default(), sum).unwrap_or_else(|| Self::symbol(text))
+    }
+
     /// The number, if no symbol is involved.
     pub fn fixed(&self) -> Option<usize> {
         self.terms.is_empty().then_some(self.constant)
@@ -77,9 +97,10 @@ impl Add<&Dim> for &Dim {
     fn add(self, other: &Dim) -> Dim {
         let mut terms: BTreeMap<Arc<str>, usize> = self.terms.iter().cloned().collect();
         for (symbol, factor) in &other.terms {
-            *terms.entry(symbol.clone()).or_default() += factor;
+            let sum = terms.entry(symbol.clone()).or_default();
+            *sum = sum.saturating_add(*factor);
         }
-        Dim { constant: self.constant + other.constant, terms: terms.into_iter().collect() }
+        Dim { constant: self.constant.saturating_add(other.constant), terms: terms.into_iter().collect() }
     }
 }
 
@@ -89,8 +110,8 @@ impl Mul<usize> for &Dim {
         if by == 0 {
             return Dim::default();
         }
-        let terms = self.terms.iter().map(|(symbol, factor)| (symbol.clone(), factor * by)).collect();
-        Dim { constant: self.constant * by, terms }
+        let terms = self.terms.iter().map(|(symbol, factor)| (symbol.clone(), factor.saturating_mul(by)));
+        Dim { constant: self.constant.saturating_mul(by), terms: terms.collect() }
     }
 }
 

@@ -51,6 +51,20 @@ pub enum GraphError {
         /// What is wrong, and where.
         why: String,
     },
+    /// A node of an ONNX file that cannot be read.
+    #[error("{path}: node {node} ({op} of {domain}): {why}")]
+    OnnxNode {
+        /// The file.
+        path: String,
+        /// The node's name, or its number.
+        node: String,
+        /// Its operator.
+        op: String,
+        /// The operator's domain; `ai.onnx` for the official ones.
+        domain: String,
+        /// What is wrong.
+        why: String,
+    },
     /// The operating system refused.
     #[error("{path}: {source}")]
     Io {

@@ -174,7 +174,11 @@ impl Graph {
     pub fn apply(&mut self, op: Op, inputs: &[Value]) -> Result<Vec<Value>> {
         let operands: Vec<_> =
             inputs.iter().map(|&value| (self.shape(value).clone(), self.info(value).dtype)).collect();
-        let results = infer(&op, &operands).map_err(|why| GraphError::Shape {
+        let results = infer(&op, &operands).and_then(|results| {
+            results.iter().try_for_each(|(shape, _)| sane(shape))?;
+            Ok(results)
+        });
+        let results = results.map_err(|why| GraphError::Shape {
             op: op.name(),
             shapes: ShapeList(operands.iter().map(|(shape, _)| shape.clone()).collect()),
             why,
@@ -246,6 +250,7 @@ impl Graph {
     }
 
     fn named(&mut self, name: &str, shape: Shape, dtype: DType, producer: Producer) -> Result<Value> {
+        sane(&shape).map_err(|why| GraphError::Tensor { name: name.into(), why })?;
         if self.by_name.contains_key(name) {
             return Err(GraphError::DuplicateName { kind: "value", name: name.into() });
         }
@@ -258,4 +263,22 @@ impl Graph {
         self.values.push(info);
         Value(self.values.len() as u32 - 1)
     }
+}
+
+/// Bounds that no network comes near. Sizes within them can be added and multiplied without care, and a hostile
+/// file cannot make a shape that takes more memory than its nodes do.
+pub(crate) fn sane(shape: &Shape) -> Result<(), String> {
+    const LARGEST: usize = 1 << 40;
+    const RANK: usize = 16;
+    const SYMBOLS: usize = 16;
+    if shape.rank() > RANK {
+        return Err(format!("{} dimensions; at most {RANK} are supported", shape.rank()));
+    }
+    for dim in shape.dims() {
+        let (constant, terms) = dim.parts();
+        if constant > LARGEST || terms.len() > SYMBOLS || terms.iter().any(|(_, factor)| *factor > LARGEST) {
+            return Err("a dimension beyond 2^40 or of more than 16 symbols".into());
+        }
+    }
+    Ok(())
 }

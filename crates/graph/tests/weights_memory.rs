@@ -1,4 +1,4 @@
-//! What opening and reading weights allocates: nothing for a count that is only claimed, and no more than the
+//! What opening and reading weights and models allocates: nothing for a count that is only claimed, and no more than the
 //! rows that are asked for. One test, since the allocator counts for the whole process.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -6,8 +6,10 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use pilotfish_graph::onnx::{self, Lowering};
 use pilotfish_graph::weights::gguf::Gguf;
 use pilotfish_graph::weights::safetensors;
+use pilotfish_graph::{DType, Graph, Tensor};
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
@@ -79,6 +81,30 @@ fn memory_is_bounded_by_the_file() {
         // A byte in a list becomes a value of 32, and a growing list is held twice.
         assert!(peak < 4096 + 100 * bytes.len(), "{what}: {peak} bytes for a file of {}", bytes.len());
     }
+
+    // Messages of two bytes become structures, nodes of 150 bytes and tensors of 350; growing lists are held twice.
+    for (what, field, most) in [("nodes", 0x0a, 500), ("tensors", 0x2a, 1000), ("inputs", 0x5a, 500)] {
+        let inside = [field, 0].repeat(1 << 14);
+        let head = [0x08, 0x0b, 0x3a, 0x80, 0x80, 0x02];
+        let bytes = [&head[..], &inside].concat();
+        fs::write(&path, &bytes).unwrap();
+        let (peak, error) = peak(|| onnx::read(&path).err());
+        assert!(error.is_some(), "{what}");
+        assert!(peak < 4096 + most / 2 * bytes.len(), "{what}: {peak} bytes for a file of {}", bytes.len());
+    }
+
+    // A model's weights are not read until they are asked for, and then only the rows that are.
+    let mut graph = Graph::new("lazy");
+    let x = graph.input("x", [1usize, 1024], DType::F32).unwrap();
+    let w = graph.param("w", Tensor::new([512, 1024], vec![1.0; 512 * 1024]).unwrap()).unwrap();
+    let y = graph.linear(x, w, None).unwrap();
+    graph.output("y", y).unwrap();
+    let model = folder.path().join("lazy.onnx");
+    onnx::write(&graph, Lowering::Standard, &model).unwrap();
+    let (opened, read) = peak(|| onnx::read(&model).unwrap());
+    assert!(opened < 1 << 14, "{opened} bytes to open it");
+    let (rows, values) = peak(|| read.params()[0].tensor.rows(3..5).unwrap());
+    assert_eq!((values, rows), (vec![1.0; 2048], 4 * 2048));
 
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/weights/encodings.gguf");
     let gguf = Gguf::open(&file).unwrap();

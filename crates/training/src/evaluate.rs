@@ -70,7 +70,7 @@ pub(crate) fn evaluate(
             GraphType::I64 => x[0].to_dtype(DType::I64)?,
             GraphType::Bool => x[0].ne(&x[0].zeros_like()?)?,
         }),
-        Op::MatMul => one(x[0].contiguous()?.broadcast_matmul(&x[1].contiguous()?)?),
+        Op::MatMul => one(product(x[0], x[1])?),
         Op::Transpose(perm) => one(x[0].permute(perm.as_slice())?.contiguous()?),
         Op::Reshape(_) => one(x[0].contiguous()?.reshape(shape()?)?),
         Op::Concat { axis } => {
@@ -139,6 +139,25 @@ pub(crate) fn evaluate(
         Op::Custom(_) => Err(unsupported("only ONNX Runtime has it")),
         _ => Err(unsupported("it is composite and should have been expanded")),
     }
+}
+
+/// A matrix product over any number of leading dimensions, of which candle multiplies at most two, and not
+/// with every stride that a dimension of 1 may have.
+fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let (rank, lead) = (a.rank().max(b.rank()), |x: &Tensor| x.dims()[..x.rank() - 2].to_vec());
+    let mut batch = vec![1; rank - 2];
+    for dims in [lead(a), lead(b)] {
+        let start = batch.len() - dims.len();
+        batch[start..].iter_mut().zip(dims).filter(|(_, dim)| *dim != 1).for_each(|(size, dim)| *size = dim);
+    }
+    let flat = |x: &Tensor| {
+        let [rows, columns] = [x.dims()[x.rank() - 2], x.dims()[x.rank() - 1]];
+        let all = [&batch[..], &[rows, columns]].concat();
+        let count: usize = batch.iter().product();
+        x.broadcast_as(all)?.contiguous()?.reshape((count, rows, columns))
+    };
+    let y = flat(a)?.matmul(&flat(b)?)?;
+    Ok(y.reshape([&batch[..], &y.dims()[1..]].concat())?)
 }
 
 fn binary(op: BinaryOp, a: &Tensor, b: &Tensor) -> Result<Tensor> {

@@ -7,7 +7,7 @@ use super::nodes::{elem_type, entry, int, value_info};
 use super::proto::{Attribute, GraphProto, Model, NodeProto, OperatorSet, TensorProto, elem};
 use super::{Lowering, Weights, lower};
 use crate::atomic::le_bytes;
-use crate::{Dim, Graph, GraphError, Op, Result, Tensor, Value, passes};
+use crate::{Dim, Graph, GraphError, Op, Result, Value, passes};
 
 pub(super) const OPSET: i64 = 23;
 const IR_VERSION: i64 = 11;
@@ -22,8 +22,13 @@ pub(super) struct Emit<'a> {
     offset: usize,
     nodes: Vec<NodeProto>,
     initializers: Vec<TensorProto>,
-    made: HashSet<String>,
+    /// Names of initializers by what is in them.
+    made: HashMap<String, String>,
+    /// Parameters that are initializers as they are.
+    params: HashSet<String>,
     names: HashMap<Value, String>,
+    /// Names that something has.
+    taken: HashSet<String>,
     domains: BTreeMap<String, i64>,
     /// Crates that have the operators of a domain.
     providers: BTreeMap<String, String>,
@@ -47,8 +52,10 @@ pub(super) fn emit(graph: &Graph, lowering: Lowering, weights: Weights<'_>) -> R
         offset: 0,
         nodes: Vec::new(),
         initializers: Vec::new(),
-        made: HashSet::new(),
+        made: HashMap::new(),
+        params: HashSet::new(),
         names: HashMap::new(),
+        taken: HashSet::new(),
         domains: BTreeMap::from([(String::new(), OPSET)]),
         providers: BTreeMap::new(),
         dims: HashMap::new(),
@@ -67,8 +74,14 @@ impl<'a> Emit<'a> {
         }
         // A value that is an output carries the output's name, if it is not an input and has no name yet.
         for (name, value) in graph.outputs() {
+            if graph.find(name).is_some_and(|other| other != *value) {
+                return Err(GraphError::DuplicateName { kind: "value", name: name.clone() });
+            }
             self.names.entry(*value).or_insert_with(|| name.clone());
         }
+        let own = graph.inputs().iter().map(|&input| &graph.info(input).name);
+        let own = own.chain(graph.params().iter().map(|param| &param.name));
+        self.taken.extend(own.chain(graph.outputs().iter().map(|(name, _)| name)).cloned());
         for node in graph.nodes() {
             lower::lower(self, node)?;
         }
@@ -110,6 +123,7 @@ impl<'a> Emit<'a> {
                 initializer: std::mem::take(&mut self.initializers),
                 input: inputs,
                 output: outputs,
+                sparse_initializer: Vec::new(),
             }),
         })
     }
@@ -118,24 +132,33 @@ impl<'a> Emit<'a> {
     pub(super) fn name(&mut self, value: Value) -> Result<String> {
         if let Some(param) = self.graph.param_of(value) {
             let (name, tensor) = (param.name.clone(), param.tensor.clone());
-            self.tensor(&name, &tensor)?;
+            if self.params.insert(name.clone()) {
+                let bytes = le_bytes(&tensor.to_f32()?);
+                self.initializer(&name, elem::FLOAT, tensor.shape(), bytes.into())?;
+            }
             // A parameter that is an output has two names; the initializer's is the one nodes use.
             return Ok(name);
         }
         if let Some(name) = self.names.get(&value) {
             return Ok(name.clone());
         }
-        let mut name = self.graph.info(value).name.clone();
-        while self.names.values().any(|taken| *taken == name) {
-            name.push('_');
-        }
+        let name = self.claim(&self.graph.info(value).name);
         self.names.insert(value, name.clone());
         Ok(name)
     }
 
+    /// This name, or one like it if something has it already.
+    fn claim(&mut self, hint: &str) -> String {
+        let mut name = hint.to_owned();
+        while !self.taken.insert(name.clone()) {
+            name.push('_');
+        }
+        name
+    }
+
     pub(super) fn fresh(&mut self, hint: &str) -> String {
         self.fresh += 1;
-        format!("{hint}#{}", self.fresh)
+        self.claim(&format!("{hint}#{}", self.fresh))
     }
 
     pub(super) fn node(&mut self, op: &str, inputs: &[&str], outputs: &[&str], attributes: Vec<Attribute>) {
@@ -169,18 +192,31 @@ impl<'a> Emit<'a> {
         self.providers.insert(domain.into(), provider.into());
     }
 
-    /// An initializer of raw bytes; given twice, it is stored once.
+    /// An initializer of raw bytes, made once for each key; returns its name.
     pub(super) fn raw<'b>(
+        &mut self,
+        key: &str,
+        data_type: i32,
+        dims: &[usize],
+        bytes: impl FnOnce() -> Result<Cow<'b, [u8]>>,
+    ) -> Result<String> {
+        if let Some(name) = self.made.get(key) {
+            return Ok(name.clone());
+        }
+        let name = self.claim(key);
+        self.made.insert(key.into(), name.clone());
+        self.initializer(&name, data_type, dims, bytes()?)?;
+        Ok(name)
+    }
+
+    /// An initializer of this very name.
+    pub(super) fn initializer(
         &mut self,
         name: &str,
         data_type: i32,
         dims: &[usize],
-        bytes: impl FnOnce() -> Result<Cow<'b, [u8]>>,
+        bytes: Cow<'_, [u8]>,
     ) -> Result<()> {
-        if !self.made.insert(name.to_owned()) {
-            return Ok(());
-        }
-        let bytes = bytes()?;
         let mut tensor = TensorProto {
             name: name.into(),
             data_type,
@@ -197,27 +233,20 @@ impl<'a> Emit<'a> {
                 tensor.external_data =
                     vec![entry("location", &location), entry("offset", start), entry("length", bytes.len())];
             }
-            _ => tensor.raw_data = bytes.into_owned(),
+            _ => tensor.raw_data = bytes.into_owned().into(),
         }
         self.initializers.push(tensor);
         Ok(())
     }
 
-    /// A float tensor as it is.
-    pub(super) fn tensor(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
-        self.raw(name, elem::FLOAT, tensor.shape(), || Ok(Cow::Owned(le_bytes(&tensor.to_f32()?))))
-    }
-
-    pub(super) fn floats(&mut self, name: &str, dims: &[usize], values: &[f32]) -> Result<()> {
-        self.raw(name, elem::FLOAT, dims, || Ok(Cow::Owned(le_bytes(values))))
+    pub(super) fn floats(&mut self, key: &str, dims: &[usize], values: &[f32]) -> Result<String> {
+        self.raw(key, elem::FLOAT, dims, || Ok(Cow::Owned(le_bytes(values))))
     }
 
     /// A constant of integers, shared by content; returns its name.
     pub(super) fn integers(&mut self, dims: &[usize], values: &[i64]) -> Result<String> {
-        let name = format!("i64{dims:?}{values:?}");
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        self.raw(&name, elem::INT64, dims, || Ok(Cow::Owned(bytes)))?;
-        Ok(name)
+        self.raw(&format!("i64{dims:?}{values:?}"), elem::INT64, dims, || Ok(Cow::Owned(bytes)))
     }
 
     /// The name of an int64 tensor `[1]` that holds a dimension, computed from the inputs' shapes if need be.
@@ -270,8 +299,8 @@ impl<'a> Emit<'a> {
     }
 
     /// The name of an int64 tensor that holds a shape, for reshaping `from`: dimensions that stay in place are
-    /// written 0, one symbolic one -1, and only then are the rest computed.
-    pub(super) fn shape(&mut self, dims: &[Dim], from: &[Dim]) -> Result<String> {
+    /// written 0, one symbolic one -1, and only then are the rest computed. Also whether zeros are sizes.
+    pub(super) fn shape(&mut self, dims: &[Dim], from: &[Dim]) -> Result<(String, bool)> {
         let mut open = 0;
         let codes: Vec<Option<i64>> = dims
             .iter()
@@ -287,13 +316,13 @@ impl<'a> Emit<'a> {
             })
             .collect();
         if let Some(codes) = codes.into_iter().collect::<Option<Vec<i64>>>() {
-            return self.integers(&[dims.len()], &codes);
+            return Ok((self.integers(&[dims.len()], &codes)?, false));
         }
         let parts = dims.iter().map(|dim| self.dim(dim)).collect::<Result<Vec<_>>>()?;
         let name = self.fresh("shape");
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         self.node("Concat", &parts, &[&name], vec![int("axis", 0)]);
-        Ok(name)
+        Ok((name, true))
     }
 
     pub(super) fn unsupported<T>(&self, op: &Op, why: &str) -> Result<T> {

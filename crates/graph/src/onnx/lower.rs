@@ -102,8 +102,9 @@ pub(super) fn lower(e: &mut Emit<'_>, node: &Node) -> Result<()> {
         }
         Op::Reshape(dims) => {
             let from = graph.shape(node.inputs[0]).dims().to_vec();
-            let shape = e.shape(dims, &from)?;
-            e.node("Reshape", &[inputs[0], &shape], &outputs, vec![]);
+            let (shape, computed) = e.shape(dims, &from)?;
+            let attributes = if computed { vec![int("allowzero", 1)] } else { vec![] };
+            e.node("Reshape", &[inputs[0], &shape], &outputs, attributes);
         }
         Op::Concat { axis } => e.node("Concat", &inputs, &outputs, vec![int("axis", *axis as i64)]),
         Op::Slice { axis, start, end } => {
@@ -157,10 +158,12 @@ pub(super) fn lower(e: &mut Emit<'_>, node: &Node) -> Result<()> {
 fn constant(e: &mut Emit<'_>, node: &Node, literal: &Literal) -> Result<()> {
     let name = e.name(node.outputs[0])?;
     match literal {
-        Literal::F32 { shape, values } => e.floats(&name, shape, values),
+        Literal::F32 { shape, values } => {
+            e.initializer(&name, elem::FLOAT, shape, crate::atomic::le_bytes(values).into())
+        }
         Literal::I64 { shape, values } => {
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            e.raw(&name, elem::INT64, shape, || Ok(Cow::Owned(bytes)))
+            e.initializer(&name, elem::INT64, shape, bytes.into())
         }
     }
 }
@@ -180,8 +183,8 @@ fn linear(e: &mut Emit<'_>, node: &Node, storage: Storage) -> Result<()> {
         Some((name, tensor)) => match storage {
             Storage::F32 => {
                 let [outs, ins] = [tensor.shape()[0], tensor.shape()[1]];
-                let stored = format!("{name}^T");
-                e.raw(&stored, elem::FLOAT, &[ins, outs], || transposed(&tensor).map(Cow::Owned))?;
+                let bytes = || transposed(&tensor).map(Cow::Owned);
+                let stored = e.raw(&format!("{name}^T"), elem::FLOAT, &[ins, outs], bytes)?;
                 e.node("MatMul", &[&x, &stored], &[&product], vec![]);
             }
             Storage::Int4 { block } => quantized(e, [&x, &product], &name, &tensor, 4, block)?,
@@ -231,12 +234,14 @@ fn quantized(
     let [outs, ins] = shape;
     let blocks = q.blocks();
     let key = |part: &str| format!("{name}.int{bits}x{block}.{part}");
-    let (codes, scales, zeros) = (key("codes"), key("scales"), key("zeros"));
+    let packed = || Ok(Cow::Borrowed(q.packed.as_slice()));
+    let zero_points = || Ok(Cow::Borrowed(q.zeros.as_slice()));
     match e.lowering {
         Lowering::Fused { .. } => {
-            e.raw(&codes, elem::UINT8, &[outs, blocks, block * bits / 8], || Ok(Cow::Borrowed(&q.packed)))?;
-            e.floats(&scales, &[outs * blocks], &q.scales)?;
-            e.raw(&zeros, elem::UINT8, &[q.zeros.len()], || Ok(Cow::Borrowed(&q.zeros)))?;
+            let dims = [outs, blocks, block * bits / 8];
+            let codes = e.raw(&key("codes"), elem::UINT8, &dims, packed)?;
+            let scales = e.floats(&key("scales"), &[outs * blocks], &q.scales)?;
+            let zeros = e.raw(&key("zeros"), elem::UINT8, &[q.zeros.len()], zero_points)?;
             let attributes = vec![
                 int("K", ins as i64),
                 int("N", outs as i64),
@@ -253,14 +258,14 @@ fn quantized(
                 // Official operators have no padding: store what the integers stand for.
                 let values = quantize::dequantize(&q);
                 let dense = Tensor::new(shape, values)?;
-                let stored = key("dense^T");
-                e.raw(&stored, elem::FLOAT, &[ins, outs], || transposed(&dense).map(Cow::Owned))?;
+                let bytes = || transposed(&dense).map(Cow::Owned);
+                let stored = e.raw(&key("dense^T"), elem::FLOAT, &[ins, outs], bytes)?;
                 e.node("MatMul", &[x, &stored], &[out], vec![]);
                 return Ok(());
             }
-            e.raw(&codes, kind, &[outs, ins], || Ok(Cow::Borrowed(&q.packed)))?;
-            e.floats(&scales, &[outs, blocks], &q.scales)?;
-            e.raw(&zeros, kind, &[outs, blocks], || Ok(Cow::Borrowed(&q.zeros)))?;
+            let codes = e.raw(&key("codes"), kind, &[outs, ins], packed)?;
+            let scales = e.floats(&key("scales"), &[outs, blocks], &q.scales)?;
+            let zeros = e.raw(&key("zeros"), kind, &[outs, blocks], zero_points)?;
             let (dense, turned) = (e.fresh("dense"), e.fresh("transposed"));
             let attributes = vec![int("axis", 1), int("block_size", block as i64)];
             e.node("DequantizeLinear", &[&codes, &scales, &zeros], &[&dense], attributes);
@@ -281,9 +286,9 @@ fn tables(
 ) -> Result<[String; 2]> {
     let frequencies = rotary_frequencies(head_dim, theta, scaling);
     let key = |part: &str| format!("rotary.{part}.{head_dim}.{theta}.{scaling:?}");
-    let names = [key("cos"), key("sin")];
-    for (name, function) in names.iter().zip([f64::cos as fn(f64) -> f64, f64::sin]) {
-        e.raw(name, elem::FLOAT, &[positions, head_dim / 2], || {
+    let mut names = [key("cos"), key("sin")];
+    for (name, function) in names.iter_mut().zip([f64::cos as fn(f64) -> f64, f64::sin]) {
+        *name = e.raw(name, elem::FLOAT, &[positions, head_dim / 2], || {
             let values: Vec<f32> = (0..positions)
                 .flat_map(|position| frequencies.iter().map(move |f| function(position as f64 * f) as f32))
                 .collect();

@@ -1,13 +1,19 @@
 //! ONNX, written and read.
 //!
 //! [`write()`] lowers a graph to ONNX, with weights in an external file beside it, streamed tensor by tensor so
-//! that the size of a model is bounded by the disk. [`Lowering`] says how composites are expressed.
+//! that the size of a model is bounded by the disk. [`Lowering`] says how composites are expressed. [`read`] makes
+//! a graph of such a file, and of others that keep to the same operators; [`summarize`] says what is in any.
 
+mod data;
 mod emit;
 mod lower;
 mod nodes;
 pub mod proto;
+mod raise;
 mod read;
+mod wire;
+
+pub use read::{Summary, from_bytes, read, summarize};
 
 use std::path::Path;
 
@@ -75,6 +81,13 @@ pub fn write(graph: &Graph, lowering: Lowering, path: &Path) -> Result<()> {
     let model = emit::emit(graph, lowering, Weights::Beside(&mut data, &name))?;
     let mut file = Pending::create(path)?;
     file.write(&model.encode_to_vec())?;
+    // A model is never beside weights that are not its own, not even for a moment.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(GraphError::io(path, error));
+        }
+        _ => {}
+    }
     data.finish()?;
     file.finish()
 }

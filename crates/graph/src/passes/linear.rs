@@ -32,6 +32,8 @@ pub fn store(graph: &Graph, choose: impl Fn(&str) -> Option<Storage>) -> Result<
 /// gates and ups. One long product streams memory better than three short ones. Layers are joined when their
 /// storage agrees and all or none of them have a bias.
 pub fn merge_linears(graph: &Graph) -> Result<Graph> {
+    // Layers that nothing needs would come along with those that something does.
+    let graph = &super::rewrite(graph, |_, _, _| Ok(None))?;
     let mut groups: HashMap<(Value, Storage, bool), Vec<usize>> = HashMap::new();
     for (index, node) in graph.nodes().iter().enumerate() {
         if let Op::Linear(storage) = node.op

@@ -14,8 +14,21 @@ use crate::{Graph, GraphError, Mark, Node, Producer, Result, Value};
 
 /// Copies a graph node by node. `rule` may replace a node: it gets the new graph, the node and its operands in
 /// the new graph, and returns the values that take the place of the node's results, or `None` to copy it.
-/// Nodes and parameters that nothing needs are left out; inputs stay.
+/// Nodes and parameters that nothing needs are left out, also of those that `rule` made or replaced; inputs
+/// stay.
 pub fn rewrite(
+    graph: &Graph,
+    rule: impl FnMut(&mut Graph, &Node, &[Value]) -> Result<Option<Vec<Value>>>,
+) -> Result<Graph> {
+    let new = copy_by(graph, rule)?;
+    let outputs: Vec<Value> = new.outputs().iter().map(|(_, value)| *value).collect();
+    let needed = needed(&new, &outputs, &HashSet::new());
+    let tidy = new.params().iter().all(|param| needed.contains(&param.value))
+        && new.nodes().iter().all(|node| node.outputs.iter().any(|value| needed.contains(value)));
+    if tidy { Ok(new) } else { copy_by(&new, |_, _, _| Ok(None)) }
+}
+
+fn copy_by(
     graph: &Graph,
     mut rule: impl FnMut(&mut Graph, &Node, &[Value]) -> Result<Option<Vec<Value>>>,
 ) -> Result<Graph> {

@@ -44,3 +44,9 @@ impl Mapped {
         &self.path
     }
 }
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
