@@ -67,7 +67,7 @@ enum Command {
     Test(test::Arguments),
     /// Check formatting, lints, documentation and generated pages
     Lint,
-    /// List, fetch or inspect models and data sets
+    /// List, fetch, inspect or convert models and data sets
     #[command(subcommand)]
     Models(models::Command),
 }
@@ -125,6 +125,10 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             || cause
                 .downcast_ref::<SetupError>()
                 .is_some_and(|error| matches!(error, SetupError::Unknown { .. } | SetupError::Terms { .. }))
+            || matches!(
+                cause.downcast_ref(),
+                Some(PipelineError::Choice { .. } | PipelineError::Exists { .. })
+            )
     });
     let interrupted = error.chain().any(|cause| {
         cause.is::<cargo::Interrupted>()

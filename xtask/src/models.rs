@@ -19,9 +19,28 @@ pub(crate) enum Command {
         #[arg(long)]
         accept_terms: bool,
     },
-    /// Say what is in a model: architecture, parameters, bytes, capabilities
-    Inspect {
+    /// Write a model as ONNX: model.onnx and its weights beside it
+    Convert {
         /// Its name, or a GGUF file, or a Hugging Face folder
+        model: String,
+        /// The folder to write into; made if need be
+        #[arg(long, value_name = "FOLDER")]
+        out: PathBuf,
+        /// How matrices are stored: f32, int8 or int4 (in blocks of 32)
+        #[arg(long, default_value = "f32")]
+        storage: String,
+        /// Operators: standard (official), fused (ONNX Runtime's own, for its cache) or primitive (official,
+        /// nothing composite)
+        #[arg(long, default_value = "standard")]
+        lowering: String,
+        /// Replace a model that is there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Say what is in a model: architecture, parameters, bytes, capabilities; of ONNX also inputs, outputs,
+    /// operators
+    Inspect {
+        /// Its name, or a GGUF file, a Hugging Face folder, or an ONNX file or a folder of one
         model: String,
         /// Print JSON
         #[arg(long)]
@@ -35,6 +54,13 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Fetch { name, accept_terms } => {
             let fetched = Setup::new(Home::locate()?).fetch(models::find(&name)?, accept_terms)?;
             println!("{}", fetched.path.display());
+            Ok(())
+        }
+        Command::Convert { model, out, storage, lowering, force } => {
+            let storage = models::storage(&storage)?;
+            let conversion = models::Conversion { storage, operators: lowering.parse()?, force };
+            let written = models::convert(&locate(&model)?, &out, &conversion)?;
+            print!("{}", models::inspect_onnx(&written)?);
             Ok(())
         }
         Command::Inspect { model, json } => inspect(&model, json),
@@ -66,10 +92,20 @@ fn locate(model: &str) -> Result<PathBuf> {
 }
 
 fn inspect(model: &str, json: bool) -> Result<()> {
-    let inspection = models::inspect(&locate(model)?)?;
+    let path = locate(model)?;
+    let (text, value) = match models::onnx_file(&path) {
+        Some(file) => {
+            let inspection = models::inspect_onnx(&file)?;
+            (inspection.to_string(), serde_json::to_value(inspection)?)
+        }
+        None => {
+            let inspection = models::inspect(&path)?;
+            (inspection.to_string(), serde_json::to_value(inspection)?)
+        }
+    };
     match json {
-        true => println!("{}", serde_json::to_string_pretty(&inspection)?),
-        false => print!("{inspection}"),
+        true => println!("{}", serde_json::to_string_pretty(&value)?),
+        false => print!("{text}"),
     }
     Ok(())
 }

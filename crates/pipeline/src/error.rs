@@ -46,6 +46,37 @@ pub enum PipelineError {
     /// A report that cannot be rendered.
     #[error("report: {0}")]
     Report(String),
+    /// A file that would be replaced.
+    #[error("{path} is there already; --force replaces it")]
+    Exists {
+        /// The file.
+        path: String,
+    },
+    /// A choice that does not exist.
+    #[error("no {option} called {value:?}; there are: {known}")]
+    Choice {
+        /// What is chosen.
+        option: &'static str,
+        /// The name given.
+        value: String,
+        /// The names there are.
+        known: &'static str,
+    },
+    /// Operators that a network cannot be written in.
+    #[error(
+        "heads are {head_dim} wide, and ONNX Runtime's fused attention takes multiples of 16; choose the lowering \
+         standard"
+    )]
+    NotFused {
+        /// Width of a head.
+        head_dim: usize,
+    },
+    /// A checkpoint that cannot be opened or built.
+    #[error(transparent)]
+    Architecture(Box<pilotfish_architectures::ArchitectureError>),
+    /// A graph or file that cannot be read, transformed or written.
+    #[error(transparent)]
+    Graph(Box<pilotfish_graph::GraphError>),
     /// A step failed.
     #[error("step {id}: {source}")]
     Step {
@@ -54,6 +85,18 @@ pub enum PipelineError {
         /// What went wrong.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl From<pilotfish_architectures::ArchitectureError> for PipelineError {
+    fn from(error: pilotfish_architectures::ArchitectureError) -> Self {
+        Self::Architecture(Box::new(error))
+    }
+}
+
+impl From<pilotfish_graph::GraphError> for PipelineError {
+    fn from(error: pilotfish_graph::GraphError) -> Self {
+        Self::Graph(Box::new(error))
+    }
 }
 
 impl PipelineError {

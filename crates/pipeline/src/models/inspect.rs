@@ -123,10 +123,19 @@ impl std::fmt::Display for Inspection {
                 .enumerate()
                 .map(|(i, text)| (if i == 0 { "can" } else { "" }, (*text).to_owned())),
         );
-        let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-        writeln!(f, "{}", self.path.display())?;
-        rows.iter().try_for_each(|(name, value)| writeln!(f, "  {name:width$}  {value}"))
+        table(f, &self.path, &rows)
     }
+}
+
+/// A path, and names with values below it.
+pub(super) fn table(
+    f: &mut std::fmt::Formatter<'_>,
+    path: &Path,
+    rows: &[(&str, String)],
+) -> std::fmt::Result {
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    writeln!(f, "{}", path.display())?;
+    rows.iter().try_for_each(|(name, value)| writeln!(f, "  {name:width$}  {value}"))
 }
 
 /// A count for people: `134.5 M`.
