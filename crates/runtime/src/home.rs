@@ -9,7 +9,7 @@
 //! | `onnxruntime/<version>-cuda/` | the shared library that can also use CUDA |
 //! | `models/<name>/` | one model |
 //! | `data/<name>/` | one data set |
-//! | `tools/` | programs that building the docs needs |
+//! | `tools/` | programs that building the docs needs, and Python packages that tests compare with |
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -176,7 +176,7 @@ impl Home {
         fetched("data set", name, self.data_sets())
     }
 
-    /// The folder of programs that building the docs needs.
+    /// The folder of programs that building the docs needs, and of Python packages that tests compare with.
     pub fn tools(&self) -> PathBuf {
         self.root.join("tools")
     }

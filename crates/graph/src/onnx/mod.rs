@@ -97,10 +97,18 @@ pub fn write(graph: &Graph, lowering: Lowering, path: &Path) -> Result<()> {
 /// # Errors
 /// As [`write()`]; and a model above 2 GB, which protobuf cannot hold.
 pub fn to_bytes(graph: &Graph, lowering: Lowering) -> Result<Vec<u8>> {
-    let model = emit::emit(graph, lowering, Weights::Inline)?;
-    if model.encoded_len() > i32::MAX as usize {
+    let most = i32::MAX as usize;
+    let refuse = || {
         let why = "a message holds at most 2 GB; write the weights to a file beside it".into();
-        return Err(GraphError::Unsupported { what: "model in one message".into(), why });
+        Err(GraphError::Unsupported { what: "model in one message".into(), why })
+    };
+    // Before all of it is in memory, where the weights alone are too many.
+    if crate::cost::parameters(graph).iter().map(|param| param.bytes).sum::<u64>() > most as u64 {
+        return refuse();
+    }
+    let model = emit::emit(graph, lowering, Weights::Inline)?;
+    if model.encoded_len() > most {
+        return refuse();
     }
     Ok(model.encode_to_vec())
 }

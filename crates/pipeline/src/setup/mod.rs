@@ -9,6 +9,7 @@
 
 mod error;
 mod pip;
+mod python;
 mod wheel;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::{Result, SetupError};
 pub use pip::Pip;
+pub use python::ONNX_CHECKER;
 pub(crate) use wheel::{HashedFile, Wheel, digest};
 
 const STAMP: &str = ".pilotfish.json";

@@ -358,6 +358,37 @@ fn exactly_gemma_restricts_its_use() {
 }
 
 #[test]
+fn python_packages_are_unpacked_side_by_side() {
+    let world = World::new();
+    let packages = &[Package { name: "one", version: "1" }, Package { name: "two-x", version: "2" }];
+    let members: [&[(&str, &[u8])]; 2] = [
+        &[("one/__init__.py", b"1"), ("one.libs/x.so", b"library"), ("one/backend/test/data/x.pb", b"large")],
+        &[("two/__init__.py", b"2")],
+    ];
+    let wheels = ["one-1-cp312-cp312-any.whl", "two_x-2-py3-none-any.whl"];
+    for (name, members) in wheels.iter().zip(members) {
+        write_wheel(&world.wheels().join(name), members, &record(members));
+    }
+    let run = || world.setup().python(("python-one", packages));
+    let first = run().unwrap();
+    assert_eq!((first.done, &first.path), (Done::Installed, &world.home().tools().join("python-one")));
+    for (name, text) in [("one/__init__.py", "1"), ("one.libs/x.so", "library"), ("two/__init__.py", "2")] {
+        assert_eq!(std::fs::read_to_string(first.path.join(name)).unwrap(), text);
+    }
+    assert!(!first.path.join("one/backend").exists());
+    // What Python leaves beside its modules is no damage; a module that is gone is.
+    std::fs::create_dir(first.path.join("one/__pycache__")).unwrap();
+    assert_eq!(run().unwrap().done, Done::Nothing);
+    std::fs::remove_file(first.path.join("two/__init__.py")).unwrap();
+    assert_eq!(run().unwrap().done, Done::Repaired);
+    // A damaged wheel leaves nothing new.
+    write_wheel(&world.wheels().join(wheels[1]), &[("two/__init__.py", b"3")], &record(members[1]));
+    std::fs::remove_dir_all(&first.path).unwrap();
+    assert!(matches!(run(), Err(SetupError::Wheel { .. })));
+    assert!(!first.path.exists());
+}
+
+#[test]
 fn without_pip_the_error_says_what_to_do() {
     let world = World::new();
     let pip = Pip::from_commands([vec!["no-such-python".into(), "-m".into(), "pip".into()], vec![]]);
