@@ -4,8 +4,11 @@
 //! options it reads, the models it needs and whether it needs ONNX Runtime; what it declares is parsed, checked
 //! and fetched before it runs.
 
+mod methods;
 mod options;
 mod quickstart;
+mod session;
+mod speculative;
 pub mod width_cost;
 
 use std::path::{Path, PathBuf};
@@ -18,7 +21,8 @@ use crate::models;
 use crate::setup::{Setup, SetupError};
 
 /// Every experiment, in the order listed to users.
-pub const ALL: &[&Experiment] = &[&quickstart::QUICKSTART, &width_cost::WIDTH_COST];
+pub const ALL: &[&Experiment] =
+    &[&quickstart::QUICKSTART, &speculative::SPECULATIVE, &width_cost::WIDTH_COST];
 
 /// Options that every experiment has.
 pub const COMMON: &[Choice] = &[

@@ -1,18 +1,13 @@
 //! The first thing to run: plain greedy decoding against prompt look-up on a real model, paired.
 
-use std::collections::BTreeMap;
-
-use pilotfish_architectures::Message;
 use pilotfish_decoding::{
-    Decoder, Generation, GreedyTree, Identity, Limits, Nothing, PromptLookup, PromptLookupConfig, Verifier,
-    compare,
+    Decoder, GreedyTree, Identity, Limits, Nothing, PromptLookup, PromptLookupConfig, Verifier, compare,
 };
-use pilotfish_evaluation::prompts::{self, Prompt};
-use pilotfish_evaluation::{Comparison, Effect, PairedConfig};
-use pilotfish_model::{CausalModel, Ledger, Phase, Token};
-use pilotfish_runtime::{LoadOptions, OnnxCausal};
+use pilotfish_evaluation::{Comparison, PairedConfig};
+use pilotfish_model::CausalModel;
 use serde::{Deserialize, Serialize};
 
+use super::session::{self, Failure, Session, Side, ratio, speed_up, total};
 use super::width_cost::{self, WidthCost};
 use super::{Choice, Context, Experiment, Finished, Outcome};
 use crate::machine::{self, Machine};
@@ -28,13 +23,9 @@ pub(super) const QUICKSTART: Experiment = Experiment {
     needs: &["smollm2-135m"],
     library: true,
     options: &[
-        Choice {
-            name: "model",
-            default: "smollm2-135m",
-            about: "a model's name, or the path of a checkpoint",
-        },
-        Choice { name: "storage", default: "f32", about: "how matrices are stored: f32, int8, int4" },
-        Choice { name: "threads", default: "1", about: "threads" },
+        session::MODEL,
+        session::STORAGE,
+        session::THREADS,
         Choice {
             name: "prompts",
             default: "24",
@@ -65,97 +56,53 @@ struct Pair {
     text: String,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Side {
-    ledger: Ledger,
-    rounds: Vec<usize>,
-    tokens: Vec<Token>,
-}
-
-impl Side {
-    fn speed(&self) -> f64 {
-        self.ledger.tokens_per_second().unwrap_or(0.0)
-    }
-
-    /// Tokens a second without the prompt's pass.
-    fn decode_speed(&self) -> f64 {
-        let seconds = self.ledger.total_seconds() - self.ledger.time(Phase::Prefill);
-        if seconds > 0.0 { self.ledger.emitted.saturating_sub(1) as f64 / seconds } else { 0.0 }
-    }
-}
-
-impl From<Generation> for Side {
-    fn from(generation: Generation) -> Self {
-        Self {
-            ledger: generation.ledger,
-            rounds: generation.rounds.iter().map(|round| round.added).collect(),
-            tokens: generation.tokens,
-        }
-    }
-}
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
 fn run(context: &Context) -> Outcome {
     let options = context.options();
-    let storage = width_cost::storage(options.text("storage")?)?;
-    let threads = options.get::<usize>("threads")?;
     let tokens = options.get::<usize>("tokens")?;
     let lookup =
         PromptLookupConfig { longest: options.get("longest")?, shortest: 1, draft: options.get("draft")? };
     let mut drafter = PromptLookup::new(lookup)?;
-    let prompts = chosen(options.text("file")?, options.get("prompts")?)?;
+    let prompts = session::chosen(options.text("file")?, options.get("prompts")?)?;
     if tokens == 0 {
         return Err("--tokens must be at least 1".into());
     }
     let (started, load) = (machine::now(), machine::load());
-    let checkpoint = width_cost::checkpoint(context, options.text("model")?)?;
-    let (tokenizer, template) = (checkpoint.tokenizer()?, checkpoint.chat_template()?);
+    let mut session = Session::open(context)?;
     let mut run =
         Run::open(context.results(), QUICKSTART.name, options, context.fresh(), context.is_quiet())?;
     run.expect(prompts.len() as u64 + 2);
-    let load_options = LoadOptions::default().storage(storage).threads(threads);
-    let mut model = OnnxCausal::from_checkpoint(&checkpoint, &load_options)?;
     let widths: Vec<usize> = (1..=16).collect();
-    let costs = run.step("width-cost curve", || width_cost::measure(&mut model, &widths, 128, 9))?;
+    let costs = run.step("width-cost curve", || width_cost::measure(&mut session.model, &widths, 128, 9))?;
 
     let limits = Limits { new_tokens: tokens, draft: lookup.draft, ..Limits::default() };
-    let encode = |prompt: &Prompt| -> Result<Vec<Token>, Failure> {
-        let first = prompt.turns.first().map(String::as_str).unwrap_or("");
-        let text = match &template {
-            Some(template) => template.render(&[Message::user(first)], true)?,
-            None => first.to_owned(),
-        };
-        Ok(tokenizer.encode(&text, template.is_none())?)
-    };
     run.step("warm-up", || {
-        let ids = encode(&prompts[0])?;
+        let ids = session.encode(&prompts[0])?;
         let limits = Limits { new_tokens: 8.min(tokens), ..limits.clone() };
-        Decoder::new(&mut model, &mut Nothing, &mut GreedyTree, limits)?.generate(&ids)?;
+        Decoder::new(&mut session.model, &mut Nothing, &mut GreedyTree, limits)?.generate(&ids)?;
         Ok::<_, Failure>(())
     })?;
     let mut pairs: Vec<Pair> = Vec::new();
     for (index, prompt) in prompts.iter().enumerate() {
         let pair = run.step(&format!("prompt {}", prompt.id), || {
-            let ids = encode(prompt)?;
+            let ids = session.encode(prompt)?;
             let mut sides: [Option<Side>; 2] = [None, None];
             // Each method goes first as often as the other.
             for turn in 0..2 {
                 let method = (turn + index) % 2;
                 let made = match method {
-                    0 => Decoder::new(&mut model, &mut Nothing, &mut GreedyTree, limits.clone())?
+                    0 => Decoder::new(&mut session.model, &mut Nothing, &mut GreedyTree, limits.clone())?
                         .generate(&ids)?,
-                    _ => Decoder::new(&mut model, &mut drafter, &mut GreedyTree, limits.clone())?
+                    _ => Decoder::new(&mut session.model, &mut drafter, &mut GreedyTree, limits.clone())?
                         .generate(&ids)?,
                 };
                 sides[method] = Some(made.into());
             }
             let [Some(plain), Some(lookup)] = sides else { return Err("a method did not run".into()) };
-            let divergence = match compare(&mut model, &ids, &plain.tokens, &lookup.tokens)? {
+            let divergence = match compare(&mut session.model, &ids, &plain.tokens, &lookup.tokens)? {
                 Identity::Identical => None,
                 Identity::Diverges { at, margin } => Some((at, margin)),
             };
-            let text = tokenizer.decode(&plain.tokens, true)?;
+            let text = session.decode(&plain.tokens)?;
             let (id, category) = (prompt.id.clone(), prompt.category.clone());
             Ok::<_, Failure>(Pair { id, category, prompt_tokens: ids.len(), plain, lookup, divergence, text })
         })?;
@@ -168,12 +115,12 @@ fn run(context: &Context) -> Outcome {
     let table = main_table(&pairs, &overall, &categories)?;
     let curve = curve_table(&costs);
     let diverging = pairs.iter().filter(|pair| pair.divergence.is_some()).count();
-    let weights = (model.info().body_bytes + model.info().head_bytes) as f64;
+    let weights = (session.model.info().body_bytes + session.model.info().head_bytes) as f64;
     let plain_mbs = weights / 1e6 / (costs[0].milliseconds / 1e3);
     let worst = categories.iter().min_by(|a, b| speed_up(&a.1).value.total_cmp(&speed_up(&b.1).value));
     let result = ResultFile {
         experiment: QUICKSTART.name.into(),
-        title: format!("Prompt look-up against plain decoding: {}", model.info().name),
+        title: format!("Prompt look-up against plain decoding: {}", session.model.info().name),
         summary: format!(
             "{} prompts in {} categories, up to {tokens} new tokens each, greedy. Prompt look-up emits {:.2} tokens a \
              round and decodes {} as many tokens a second as plain decoding; the least of any category is {}. {}",
@@ -208,65 +155,16 @@ fn run(context: &Context) -> Outcome {
     Ok(Finished { result: Some(path), report: Some(report) })
 }
 
-/// The prompts to run: the first of each category, then the second of each, and so on.
-fn chosen(file: &str, count: usize) -> Result<Vec<Prompt>, Failure> {
-    let all = if file.is_empty() { prompts::own() } else { prompts::read(std::path::Path::new(file))? };
-    if all.is_empty() {
-        return Err("there are no prompts".into());
-    }
-    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
-    let mut ranked: Vec<(usize, Prompt)> = all
-        .into_iter()
-        .map(|prompt| {
-            let rank = seen.entry(prompt.category.clone()).or_default();
-            *rank += 1;
-            (*rank, prompt)
-        })
-        .collect();
-    ranked.sort_by_key(|(rank, _)| *rank);
-    let count = if count == 0 { ranked.len() } else { count };
-    Ok(ranked.into_iter().take(count).map(|(_, prompt)| prompt).collect())
-}
-
 type Categories = Vec<(String, Comparison)>;
 
 fn summaries(pairs: &[Pair]) -> Result<(Comparison, Categories), Failure> {
-    let compare = |pairs: &[&Pair]| {
-        let lookup: Vec<f64> = pairs.iter().map(|pair| pair.lookup.speed()).collect();
-        let plain: Vec<f64> = pairs.iter().map(|pair| pair.plain.speed()).collect();
-        pilotfish_evaluation::compare(&lookup, &plain, &PairedConfig::default())
-    };
-    let mut groups: BTreeMap<&str, Vec<&Pair>> = BTreeMap::new();
-    pairs.iter().for_each(|pair| groups.entry(&pair.category).or_default().push(pair));
-    let categories = groups
-        .iter()
-        .map(|(name, pairs)| Ok(((*name).to_owned(), compare(pairs)?)))
-        .collect::<Result<_, Failure>>()?;
-    Ok((compare(&pairs.iter().collect::<Vec<_>>())?, categories))
-}
-
-fn ledger<'a>(pairs: impl Iterator<Item = &'a Pair>) -> Ledger {
-    pairs.fold(Ledger::default(), |mut sum, pair| {
-        sum.add(&pair.lookup.ledger);
-        sum
-    })
+    let rows: Vec<(&str, &Side, &Side)> =
+        pairs.iter().map(|pair| (pair.category.as_str(), &pair.lookup, &pair.plain)).collect();
+    session::comparisons(&rows)
 }
 
 fn mean_accepted(pairs: &[Pair]) -> f64 {
-    let rounds: Vec<usize> = pairs.iter().flat_map(|pair| pair.lookup.rounds.iter().copied()).collect();
-    rounds.iter().sum::<usize>() as f64 / rounds.len().max(1) as f64
-}
-
-/// The ratio, which exists wherever plain decoding emits anything.
-fn speed_up(comparison: &Comparison) -> Effect {
-    comparison.ratio.unwrap_or(Effect { value: 0.0, interval: None })
-}
-
-fn ratio(effect: &Effect) -> String {
-    match effect.interval {
-        Some(interval) => format!("{:.2}x [{:.2}, {:.2}]", effect.value, interval.low, interval.high),
-        None => format!("{:.2}x", effect.value),
-    }
+    session::mean_tokens(pairs.iter().map(|pair| &pair.lookup))
 }
 
 fn exactness(diverging: usize, all: usize) -> String {
@@ -293,7 +191,7 @@ fn main_table(pairs: &[Pair], overall: &Comparison, categories: &Categories) -> 
     for (name, comparison) in categories.iter().map(|(name, c)| (name.as_str(), c)).chain([("all", overall)])
     {
         let mine = || pairs.iter().filter(|pair| name == "all" || pair.category == name);
-        let ledger = ledger(mine());
+        let ledger = total(mine().map(|pair| &pair.lookup));
         let decode = |side: fn(&Pair) -> &Side| mine().map(|pair| side(pair).decode_speed()).sum::<f64>();
         let decode = decode(|pair| &pair.lookup) / decode(|pair| &pair.plain);
         let same = mine().filter(|pair| pair.divergence.is_none()).count();
@@ -393,18 +291,19 @@ fn speed_plot(categories: &Categories) -> Plot {
 }
 
 fn lengths_plot(pairs: &[Pair]) -> Plot {
-    let rounds: Vec<usize> = pairs.iter().flat_map(|pair| pair.lookup.rounds.iter().copied()).collect();
-    let longest = rounds.iter().copied().max().unwrap_or(1);
-    let share = |length: usize| {
-        rounds.iter().filter(|&&round| round == length).count() as f64 / rounds.len().max(1) as f64
-    };
-    let point = |length: usize| Point { x: length as f64 - 1.0, y: share(length), interval: None };
+    let sides: Vec<&Side> = pairs.iter().map(|pair| &pair.lookup).collect();
+    let longest = sides.iter().flat_map(|side| &side.rounds).map(|round| round.added).max().unwrap_or(1);
+    let shares = session::length_shares(&sides, longest);
+    let point = |(index, y): (usize, f64)| Point { x: index as f64, y, interval: None };
     Plot {
         title: "Tokens a round".into(),
         x: String::new(),
         y: "share of rounds".into(),
         kind: Kind::Bars { labels: (1..=longest).map(|length| length.to_string()).collect() },
-        series: vec![Series { name: "prompt look-up".into(), points: (1..=longest).map(point).collect() }],
+        series: vec![Series {
+            name: "prompt look-up".into(),
+            points: shares.into_iter().enumerate().map(point).collect(),
+        }],
         reference: None,
     }
 }
