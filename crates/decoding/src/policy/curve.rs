@@ -75,7 +75,7 @@ pub struct Choice {
 }
 
 /// The number of nodes with the largest expected speed-up `S(n) = tau(n) / (c(1 + n) + d(n))`, where
-/// `tau(n) = 1 + sum of the first n of `gains`, `gains[j]` being the probability that node `j` is kept, `c` the
+/// `tau(n)` = 1 + the sum of the first n of `gains`, entry j being the probability that node `j` is kept, `c` the
 /// width curve and `d(n)` the cost of drafting `n` nodes in units of a one-row step. `n = 0` costs no drafting
 /// and has a speed-up of 1. Of equal ones the smallest.
 ///
