@@ -326,6 +326,22 @@ fn every_sampled_draft_keeps_the_law() {
     }
 }
 
+#[test]
+fn independent_sequences_keep_the_law() {
+    let law = Explorer::explore(|explorer| {
+        let (mut target, draft) = pair();
+        let pick = Pick::Drawn(Box::new(explorer.clone()));
+        let shape = Shape::Paths { count: 2, depth: 2 };
+        let model = DraftModel::new(Box::new(draft));
+        let mut drafter = Rsd::with_pick(model, shape, pick, Streams::new(0)).unwrap();
+        let mut verifier = MultiStep::with_choose(sampler(), Box::new(explorer.clone()));
+        let limits = Limits { new_tokens: 3, ..Limits::default() };
+        Decoder::new(&mut target, &mut drafter, &mut verifier, limits).unwrap().generate(&[0]).unwrap().tokens
+    });
+    let far = pilotfish_conformance::distance(&law, &truth(3));
+    assert!(far < 1e-12, "{far}");
+}
+
 /// Known-wrong: what was drawn is dropped when it turns out to be unlikely.
 #[derive(Debug)]
 struct Dropping(DySpec);

@@ -90,6 +90,44 @@ pub fn constant(
     Ok(draft)
 }
 
+/// Draws sequences independently of each other: what RSD is compared with (SpecInfer, SpecTr). Siblings are drawn with
+/// replacement; sequences that begin alike are not merged.
+///
+/// # Errors
+/// Whatever the laws refuse.
+pub fn paths(
+    root: Token,
+    bounds: Bounds<'_>,
+    count: usize,
+    laws: &mut dyn Laws,
+    pick: &mut Pick,
+) -> Result<Draft> {
+    let mut draft = Draft::sampled(root, Drawn::WithReplacement);
+    let mut values = vec![1.0];
+    let count = count.min(bounds.nodes);
+    let levels = bounds.depth.min(bounds.nodes / count.max(1));
+    let mut level = vec![0];
+    for depth in 0..levels {
+        level.retain(|&node: &usize| node == 0 || !bounds.end.contains(&draft.tree().token(node)));
+        if level.is_empty() {
+            break;
+        }
+        let all = laws.laws(draft.tree(), &level)?;
+        let mut next = Vec::new();
+        for (node, law) in level.into_iter().zip(all) {
+            for _ in 0..if depth == 0 { count } else { 1 } {
+                let token = pick.draw(&law);
+                next.push(draft.push(node, token)?);
+                values.push(values[node] * law.prob(token));
+            }
+            draft.set_law(node, law)?;
+        }
+        level = next;
+    }
+    draft.set_estimates(values)?;
+    Ok(draft)
+}
+
 /// Grows a draft by stochastic beam search, at most `width` nodes a level.
 ///
 /// # Errors
@@ -148,6 +186,13 @@ pub enum Shape {
         /// Levels.
         depth: usize,
     },
+    /// Sequences drawn independently, the baseline.
+    Paths {
+        /// Sequences.
+        count: usize,
+        /// Tokens a sequence.
+        depth: usize,
+    },
 }
 
 impl Default for Shape {
@@ -170,7 +215,7 @@ impl Shape {
                     })
                     .fold(0, usize::saturating_add)
             }
-            Self::Beam { width, depth } => width.saturating_mul(*depth),
+            Self::Beam { width, depth } | Self::Paths { count: width, depth } => width.saturating_mul(*depth),
         }
     }
 
@@ -178,7 +223,7 @@ impl Shape {
         let nodes = self.nodes();
         let positive = match self {
             Self::Constant(branching) => !branching.contains(&0),
-            Self::Beam { width, depth } => *width > 0 && *depth > 0,
+            Self::Beam { width, depth } | Self::Paths { count: width, depth } => *width > 0 && *depth > 0,
         };
         if nodes == 0 || nodes > 1 << 16 || !positive {
             let want = "every number at least 1, 65536 nodes at most";
@@ -188,7 +233,7 @@ impl Shape {
     }
 }
 
-/// Drafts trees drawn without replacement from a draft model.
+/// Drafts trees drawn from a draft model.
 #[derive(Debug)]
 pub struct Rsd {
     model: DraftModel,
@@ -224,6 +269,7 @@ impl Drafter for Rsd {
                 format!("RSD-C {}", branching.iter().map(usize::to_string).collect::<Vec<_>>().join("-"))
             }
             Shape::Beam { width, depth } => format!("RSD-S {width}x{depth}"),
+            Shape::Paths { count, depth } => format!("independent {count}x{depth}"),
         };
         format!("{shape} ({})", self.model.info().name)
     }
@@ -232,6 +278,7 @@ impl Drafter for Rsd {
         match self.shape {
             Shape::Constant(_) => self.pick.drawn(),
             Shape::Beam { .. } => Drawn::WithoutReplacement,
+            Shape::Paths { .. } => Drawn::WithReplacement,
         }
     }
 
@@ -254,6 +301,10 @@ impl Drafter for Rsd {
             &Shape::Beam { width, depth: levels } => {
                 let bounds = Bounds { nodes, depth: depth.min(levels), end: &end };
                 beam(root, bounds, width, &mut pass, &mut self.rng)
+            }
+            &Shape::Paths { count, depth: levels } => {
+                let bounds = Bounds { nodes, depth: depth.min(levels), end: &end };
+                paths(root, bounds, count, &mut pass, &mut self.pick)
             }
         }
     }

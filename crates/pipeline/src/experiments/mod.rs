@@ -4,11 +4,15 @@
 //! options it reads, the models it needs and whether it needs ONNX Runtime; what it declares is parsed, checked
 //! and fetched before it runs.
 
+mod aded_adaptivity;
 mod methods;
 mod options;
 mod quickstart;
+mod rsd_budget;
 mod session;
+mod specdec_threshold;
 mod speculative;
+mod toys;
 pub mod width_cost;
 
 use std::path::{Path, PathBuf};
@@ -21,8 +25,14 @@ use crate::models;
 use crate::setup::{Setup, SetupError};
 
 /// Every experiment, in the order listed to users.
-pub const ALL: &[&Experiment] =
-    &[&quickstart::QUICKSTART, &speculative::SPECULATIVE, &width_cost::WIDTH_COST];
+pub const ALL: &[&Experiment] = &[
+    &quickstart::QUICKSTART,
+    &speculative::SPECULATIVE,
+    &width_cost::WIDTH_COST,
+    &aded_adaptivity::ADED_ADAPTIVITY,
+    &rsd_budget::RSD_BUDGET,
+    &specdec_threshold::SPECDEC_THRESHOLD,
+];
 
 /// Options that every experiment has.
 pub const COMMON: &[Choice] = &[
