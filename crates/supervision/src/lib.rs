@@ -11,6 +11,7 @@ pub mod heads;
 pub mod label_models;
 mod names;
 mod solver;
+pub mod verifiers;
 pub mod votes;
 pub mod weaver;
 

@@ -12,7 +12,9 @@ mod rsd_budget;
 mod session;
 mod specdec_threshold;
 mod speculative;
+mod tasks;
 mod toys;
+mod weaver;
 pub mod width_cost;
 
 use std::path::{Path, PathBuf};
@@ -32,6 +34,7 @@ pub const ALL: &[&Experiment] = &[
     &aded_adaptivity::ADED_ADAPTIVITY,
     &rsd_budget::RSD_BUDGET,
     &specdec_threshold::SPECDEC_THRESHOLD,
+    &weaver::WEAVER,
 ];
 
 /// Options that every experiment has.

@@ -1,8 +1,7 @@
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 use serde::{Deserialize, Serialize};
 
-use super::minimise::minimise;
-use super::{check_features, sigmoid, softplus};
+use super::{check_features, minimise, sigmoid, softplus};
 use crate::{Result, SupervisionError};
 
 /// How a logistic regression is fitted.
@@ -11,7 +10,7 @@ pub struct LogisticConfig {
     /// Weight of half the squared norm of the weights; 1 / scikit-learn's `C`.
     pub l2: f64,
     /// L-BFGS iterations at most.
-    pub iterations: u64,
+    pub iterations: usize,
     /// Norm of the gradient to stop at.
     pub tolerance: f64,
 }

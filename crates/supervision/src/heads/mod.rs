@@ -6,11 +6,9 @@
 //! argmin's L-BFGS. A test holds the two equal where both apply.
 
 mod linear;
-mod minimise;
 mod perceptron;
 
 pub use linear::{Logistic, LogisticConfig, balanced_weights};
-pub(crate) use minimise::{Minimum, minimise};
 pub use perceptron::{AdamConfig, Perceptron, PerceptronConfig};
 
 use crate::{Result, SupervisionError};
@@ -63,6 +61,24 @@ impl Scaler {
             _ => 0.0,
         };
         Ok(ndarray::Array2::from_shape_fn(x.dim(), |at| scale(at, x[at])))
+    }
+}
+
+/// What a minimisation came to.
+pub(crate) struct Minimum {
+    pub(crate) point: Vec<f64>,
+    /// Whether the gradient vanished, to tolerance.
+    pub(crate) converged: bool,
+}
+
+/// Minimises a function given with its gradient; where it has no value at the start, the start is what is left.
+pub(crate) fn minimise<F>(function: F, start: Vec<f64>, iterations: usize, tolerance: f64) -> Minimum
+where
+    F: Fn(&[f64]) -> (f64, Vec<f64>),
+{
+    match crate::solver::minimise(function, start.clone(), iterations, tolerance) {
+        Some(found) => Minimum { point: found.at, converged: found.slope <= tolerance },
+        None => Minimum { point: start, converged: false },
     }
 }
 

@@ -4,8 +4,7 @@ use rand::Rng;
 use rand_distr::{Distribution, Normal};
 use serde::{Deserialize, Serialize};
 
-use super::minimise::minimise;
-use super::{check_features, sigmoid, softplus};
+use super::{check_features, minimise, sigmoid, softplus};
 use crate::{Result, SupervisionError};
 
 /// A perceptron's shape and how it is fitted with L-BFGS.
@@ -16,7 +15,7 @@ pub struct PerceptronConfig {
     /// Weight of half the squared norm of the weights, intercepts excluded, on the mean loss.
     pub l2: f64,
     /// Iterations at most.
-    pub iterations: u64,
+    pub iterations: usize,
     /// Seed of the first weights.
     pub seed: u64,
 }
