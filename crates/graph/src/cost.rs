@@ -136,6 +136,12 @@ impl Storage {
             Self::F32 => 4u64.saturating_mul(outs).saturating_mul(ins),
             Self::Int4 { block } => blocks(4, block),
             Self::Int8 { block } => blocks(8, block),
+            Self::Bf16 => 2u64.saturating_mul(outs).saturating_mul(ins),
+            // Each with an index of half a byte, of five bits in groups above 16.
+            Self::Sparse { keep, group } => {
+                let kept = outs.saturating_mul(ins.div_ceil((group as u64).max(1)) * keep as u64);
+                kept.saturating_mul(if group > 16 { 37 } else { 36 }).div_ceil(8)
+            }
         }
     }
 }

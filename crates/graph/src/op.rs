@@ -32,6 +32,16 @@ pub enum Storage {
         /// Inputs a block: 16, 32, 64 or 128.
         block: usize,
     },
+    /// Dense bf16, rounded to the nearest; exact for checkpoints that were published so.
+    Bf16,
+    /// The `keep` weights of largest magnitude of each `group` consecutive inputs, in f32; exact for matrices
+    /// that were pruned to this pattern before.
+    Sparse {
+        /// N: weights kept, 1 to `group`.
+        keep: usize,
+        /// M: inputs a group, at most 32; divides the inputs.
+        group: usize,
+    },
 }
 
 impl std::fmt::Display for Storage {
@@ -40,6 +50,8 @@ impl std::fmt::Display for Storage {
             Self::F32 => f.write_str("f32"),
             Self::Int4 { block } => write!(f, "int4x{block}"),
             Self::Int8 { block } => write!(f, "int8x{block}"),
+            Self::Bf16 => f.write_str("bf16"),
+            Self::Sparse { keep, group } => write!(f, "{keep}of{group}"),
         }
     }
 }

@@ -6,7 +6,7 @@
 //! exact, and the error is at most half a scale (a whole one where rounding the zero point clips the end of
 //! the range).
 
-use crate::{GraphError, Result};
+use crate::{GraphError, Result, Storage, Tensor};
 
 /// A quantised matrix, packed as ONNX Runtime's `MatMulNBits` wants it.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,6 +99,38 @@ pub fn dequantize(quantized: &Quantized) -> Vec<f32> {
     out
 }
 
+/// The tensor that a matrix `[out, in]` stored in bf16 or pruned stands for, computed when it is read; the tensor
+/// itself for every other storage.
+pub fn rounded(tensor: &Tensor, storage: Storage) -> Tensor {
+    let ins = tensor.shape().last().copied().unwrap_or(1).max(1);
+    match storage {
+        Storage::Bf16 | Storage::Sparse { .. } => tensor.derive(tensor.shape(), move |tensor, rows| {
+            let mut values = tensor.rows(rows)?;
+            round(&mut values, ins, storage);
+            Ok(values)
+        }),
+        _ => tensor.clone(),
+    }
+}
+
+/// Rounds rows of `ins` numbers to bf16, or sets all but the largest of each group to zero (of equal ones the
+/// first are kept). Other storages leave them alone.
+pub fn round(values: &mut [f32], ins: usize, storage: Storage) {
+    match storage {
+        Storage::Bf16 => values.iter_mut().for_each(|value| *value = half::bf16::from_f32(*value).to_f32()),
+        Storage::Sparse { keep, group } if group > 0 => {
+            let mut order = Vec::with_capacity(group);
+            for group in values.chunks_mut(ins.max(1)).flat_map(|row| row.chunks_mut(group)) {
+                order.clear();
+                order.extend(0..group.len());
+                order.sort_by(|&a, &b| group[b].abs().total_cmp(&group[a].abs()));
+                order.iter().skip(keep).for_each(|&at| group[at] = 0.0);
+            }
+        }
+        _ => {}
+    }
+}
+
 fn pack(codes: &[u8], bits: usize, out: &mut Vec<u8>) {
     match bits {
         4 => out.extend(codes.chunks_exact(2).map(|pair| pair[0] | pair[1] << 4)),
@@ -106,7 +138,8 @@ fn pack(codes: &[u8], bits: usize, out: &mut Vec<u8>) {
     }
 }
 
-fn unpack(packed: &[u8], bits: usize) -> Vec<u8> {
+/// Integers of 4 or 8 bits, one a byte.
+pub fn unpack(packed: &[u8], bits: usize) -> Vec<u8> {
     match bits {
         4 => packed.iter().flat_map(|&byte| [byte & 15, byte >> 4]).collect(),
         _ => packed.to_vec(),
@@ -126,6 +159,19 @@ mod tests {
         assert_eq!((q.scales[0], q.zeros[0]), (0.25, 6));
         assert_eq!(q.packed, [0xf0, 0x76]);
         assert_eq!(dequantize(&q), values);
+    }
+
+    #[test]
+    fn the_largest_of_each_group_stay() {
+        let tensor = Tensor::new([2, 4], vec![1.0, -3.0, 2.0, 0.5, 1.0, 1.0, 1.0, -1.0]).expect("fits");
+        let sparse = Storage::Sparse { keep: 2, group: 4 };
+        let want = [0.0, -3.0, 2.0, 0.0, 1.0, 1.0, 0.0, 0.0];
+        let kept = rounded(&tensor, sparse);
+        assert_eq!(&*kept.to_f32().expect("readable"), want);
+        assert_eq!(&*rounded(&kept, sparse).to_f32().expect("readable"), want);
+        // 1 + 2^-8 lies between two bf16 and goes to the even one; 1 + 3 * 2^-8 to the one above.
+        let tensor = Tensor::new([1, 3], vec![1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -2.0]).expect("fits");
+        assert_eq!(&*rounded(&tensor, Storage::Bf16).to_f32().expect("readable"), [1.0, 1.015625, -2.0]);
     }
 
     #[test]

@@ -278,6 +278,11 @@ impl<'a> Blocks<'a> {
         Ok(Self { lines: Lines::from_bytes(bytes, Layout::of(form, outs, ins).total)?, form, outs, ins })
     }
 
+    /// Bytes of such a matrix when packed; 0 for one that is refused.
+    pub fn packed_bytes(outs: usize, ins: usize, form: Form) -> usize {
+        area(outs, ins).map_or(0, |_| Layout::of(form, outs, ins).total)
+    }
+
     /// Bits and offset.
     pub fn form(&self) -> Form {
         self.form

@@ -94,6 +94,13 @@ impl Dense<'static> {
     }
 }
 
+impl Dense<'_> {
+    /// Bytes of such a matrix when packed; 0 for one that is refused.
+    pub fn packed_bytes(outs: usize, ins: usize, float: Float) -> usize {
+        area(outs, ins).map_or(0, |_| size(outs, ins, float))
+    }
+}
+
 /// Where in its line of pairs a bf16 lies: outputs 0 to 15 in the low halves, 16 to 31 in the high ones.
 fn half_lane(lane: usize) -> usize {
     lane % 16 * 2 + lane / 16

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Whoever runs parts of a product: the caller's thread, rayon, or a runtime's own pool.
-pub trait Parallel: Sync {
+pub trait Parallel {
     /// How many parts may run at once.
     fn width(&self) -> usize;
 

@@ -15,6 +15,7 @@ use pilotfish_model::{
 
 use crate::error::backend;
 use crate::export::{self, ExportOptions, Exported};
+use crate::products::{Products, product_operators};
 use crate::segment::{Segment, Sizes};
 use crate::session::SessionConfig;
 use crate::{Device, Result, RuntimeError};
@@ -86,7 +87,11 @@ impl OnnxCausal {
         files: Option<tempfile::TempDir>,
     ) -> Result<Self> {
         let config = network.config();
-        let session = SessionConfig { device: options.session.device.resolve()?, ..options.session.clone() };
+        let mut session =
+            SessionConfig { device: options.session.device.resolve()?, ..options.session.clone() };
+        if export.products == Products::Pilotfish {
+            session.operators.push(product_operators(session.threads));
+        }
         let sizes = Sizes {
             width: config.width,
             kv_heads: config.kv_heads,
@@ -461,6 +466,12 @@ impl LoadOptions {
     /// Options with matrices stored this way.
     pub fn storage(mut self, storage: Storage) -> Self {
         self.export.storage = storage;
+        self
+    }
+
+    /// Options with matrices multiplied by these kernels.
+    pub fn products(mut self, products: Products) -> Self {
+        self.export.products = products;
         self
     }
 

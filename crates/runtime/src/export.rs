@@ -12,6 +12,7 @@ use pilotfish_graph::{Graph, Node, Op, Storage, passes};
 use sha2::{Digest, Sha256};
 
 use crate::home::Home;
+use crate::products::{Products, lower_products};
 use crate::{Device, Result, RuntimeError};
 
 /// Raised whenever what is written changes.
@@ -29,11 +30,19 @@ pub struct ExportOptions {
     /// Whether ONNX Runtime's own operators may be used. Without them everything is official ONNX, and a step
     /// copies the cache.
     pub fused: bool,
+    /// Whose kernels multiply matrices.
+    pub products: Products,
 }
 
 impl Default for ExportOptions {
     fn default() -> Self {
-        Self { storage: Storage::F32, taps: Vec::new(), cuts: Vec::new(), fused: true }
+        Self {
+            storage: Storage::F32,
+            taps: Vec::new(),
+            cuts: Vec::new(),
+            fused: true,
+            products: Products::Ort,
+        }
     }
 }
 
@@ -59,9 +68,14 @@ impl ExportOptions {
     }
 
     /// Options as they are used: ONNX Runtime's fused attention writes into host memory, so other devices use
-    /// the official operators.
+    /// the official operators, and ONNX Runtime's products: our kernels run on processors.
     pub(crate) fn on(&self, device: Device) -> Self {
-        Self { fused: self.fused && device == Device::Cpu, ..self.clone() }
+        let cpu = device == Device::Cpu;
+        Self {
+            fused: self.fused && cpu,
+            products: if cpu { self.products } else { Products::Ort },
+            ..self.clone()
+        }
     }
 }
 
@@ -159,7 +173,11 @@ fn put(graph: &Graph, network: &CausalNetwork, options: &ExportOptions, path: &P
         true => Lowering::Fused { positions: network.config().context },
         false => Lowering::Standard,
     };
-    Ok(onnx::write(&merged, lowering, path)?)
+    let lowered = match options.products {
+        Products::Ort => merged,
+        Products::Pilotfish => lower_products(&merged)?,
+    };
+    Ok(onnx::write(&lowered, lowering, path)?)
 }
 
 /// A folder name from everything the files depend on.

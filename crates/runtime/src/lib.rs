@@ -16,6 +16,7 @@ mod export;
 pub mod home;
 pub mod library;
 mod operators;
+mod products;
 mod segment;
 mod session;
 
@@ -26,4 +27,5 @@ pub use error::{Result, RuntimeError};
 pub use export::ExportOptions;
 pub use operators::Operators;
 pub use ort;
+pub use products::{PRODUCTS_DOMAIN, Products, lower_products, product_operators};
 pub use session::SessionConfig;

@@ -439,6 +439,13 @@ fn as_stored(name: &str, weight: &Tensor, storage: Storage) -> Result<Option<Ten
         Storage::F32 => return Ok(None),
         Storage::Int4 { block } => (4, block),
         Storage::Int8 { block } => (8, block),
+        Storage::Bf16 | Storage::Sparse { .. } => {
+            let (outs, ins) = weight.dims2()?;
+            let mut values = weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+            quantize::round(&mut values, ins, storage);
+            let tensor = Tensor::from_vec(values, (outs, ins), &Device::Cpu)?;
+            return Ok(Some(tensor.to_dtype(weight.dtype())?));
+        }
         _ => return Err(TrainingError::Unsupported { op: "Linear", why: "its storage is unknown" }),
     };
     let shape = weight.dims2()?;

@@ -1,0 +1,287 @@
+//! Linear layers on the kernels of `pilotfish-kernels`, as operators of the domain `pilotfish`, one a storage.
+//!
+//! Weights are packed when a graph is written, in the order that the kernels read them, and lie in the graph's file
+//! of weights. ONNX Runtime maps that file, and the operators read it where it lies: nothing is packed at load, there
+//! is one copy in memory, and processes share it. The same graph can always be written with standard operators
+//! instead ([`Products::Ort`]).
+
+use std::ops::Range;
+
+use ort::operator::{BoxedKernel, ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput};
+use ort::value::TensorElementType;
+use pilotfish_graph::{Custom, DType, Graph, GraphError, Op, Setting, Storage, Tensor, passes, quantize};
+use pilotfish_kernels::{Bits, Blocks, Dense, Float, Form, KernelError, Offset, Parallel, Product};
+
+use crate::{Operators, Result};
+
+/// The domain of our operators.
+pub const PRODUCTS_DOMAIN: &str = "pilotfish";
+const PROVIDER: &str = "pilotfish-runtime (product_operators)";
+
+/// Whose kernels multiply matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Products {
+    /// ONNX Runtime's own.
+    #[default]
+    Ort,
+    /// Ours, where they have the storage.
+    Pilotfish,
+}
+
+/// A storage that our kernels have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    F32,
+    Bf16,
+    Int4,
+    Int8,
+}
+
+const KINDS: [Kind; 4] = [Kind::F32, Kind::Bf16, Kind::Int4, Kind::Int8];
+
+impl Kind {
+    fn of(storage: Storage) -> Option<Self> {
+        match storage {
+            Storage::F32 => Some(Self::F32),
+            Storage::Bf16 => Some(Self::Bf16),
+            Storage::Int4 { block } if block % pilotfish_kernels::BLOCK == 0 => Some(Self::Int4),
+            Storage::Int8 { block } if block % pilotfish_kernels::BLOCK == 0 => Some(Self::Int8),
+            _ => None,
+        }
+    }
+
+    fn operator(self) -> &'static str {
+        match self {
+            Self::F32 => "LinearF32",
+            Self::Bf16 => "LinearBf16",
+            Self::Int4 => "LinearInt4",
+            Self::Int8 => "LinearInt8",
+        }
+    }
+
+    /// Packed bytes as a product.
+    fn view(self, bytes: &[u8], [outs, ins]: [usize; 2]) -> Result<Box<dyn Product + '_>, KernelError> {
+        let form = |bits| Form { bits, offset: Offset::Zero };
+        Ok(match self {
+            Self::F32 => Box::new(Dense::from_packed(bytes, outs, ins, Float::F32)?),
+            Self::Bf16 => Box::new(Dense::from_packed(bytes, outs, ins, Float::Bf16)?),
+            Self::Int4 => Box::new(Blocks::from_packed(bytes, outs, ins, form(Bits::Four))?),
+            Self::Int8 => Box::new(Blocks::from_packed(bytes, outs, ins, form(Bits::Eight))?),
+        })
+    }
+}
+
+/// Packs a matrix for a storage that our kernels have.
+fn pack(tensor: &Tensor, storage: Storage) -> pilotfish_graph::Result<Vec<u8>> {
+    let refuse =
+        |error: KernelError| GraphError::Tensor { name: format!("{tensor:?}"), why: error.to_string() };
+    let &[outs, ins] = tensor.shape() else {
+        return Err(GraphError::Tensor { name: format!("{tensor:?}"), why: "a matrix is wanted".into() });
+    };
+    let values = tensor.to_f32()?;
+    let bytes = |product: &dyn Product| product.packed().to_vec();
+    Ok(match storage {
+        Storage::Int4 { block } | Storage::Int8 { block } => {
+            let (bits, kind) = match storage {
+                Storage::Int4 { .. } => (4, Bits::Four),
+                _ => (8, Bits::Eight),
+            };
+            let q = quantize::quantize(&values, [outs, ins], bits, block)?;
+            // Blocks of 64 or 128 become two or four of 32.
+            let (times, short) = (block / pilotfish_kernels::BLOCK, ins.div_ceil(pilotfish_kernels::BLOCK));
+            let (mut codes, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+            let all = quantize::unpack(&q.packed, bits);
+            let offsets = quantize::unpack(&q.zeros, bits);
+            let a_row = offsets.len().checked_div(outs).unwrap_or(0);
+            for out in 0..outs {
+                let row = &all[out * q.blocks() * block..][..short * pilotfish_kernels::BLOCK];
+                codes.extend_from_slice(row);
+                scales.extend((0..short).map(|at| q.scales[out * q.blocks() + at / times]));
+                zeros.extend((0..short).map(|at| offsets[out * a_row + at / times]));
+            }
+            bytes(&Blocks::pack(&codes, &scales, &zeros, outs, ins, kind).map_err(refuse)?)
+        }
+        Storage::Bf16 => bytes(&Dense::pack(&values, outs, ins, Float::Bf16).map_err(refuse)?),
+        _ => bytes(&Dense::pack(&values, outs, ins, Float::F32).map_err(refuse)?),
+    })
+}
+
+/// A graph whose linear layers are our operators, where their matrix is a parameter and its storage is one that our
+/// kernels have; the others stay.
+///
+/// # Errors
+/// A matrix that cannot be packed, found when the graph is written.
+pub fn lower_products(graph: &Graph) -> pilotfish_graph::Result<Graph> {
+    passes::rewrite(graph, |new, node, inputs| {
+        let Op::Linear(storage) = node.op else { return Ok(None) };
+        let (Some(param), Some(kind)) = (new.param_of(inputs[1]), Kind::of(storage)) else { return Ok(None) };
+        let (name, tensor) = (format!("{}.{}", param.name, kind.operator()), param.tensor.clone());
+        let [outs, ins] = [tensor.shape()[0], tensor.shape()[1]];
+        let count = packed_len(kind, outs, ins);
+        // The bytes travel as floats: a parameter has no other type, and nobody computes with them.
+        let packed = tensor.derive([count], move |tensor, rows: Range<usize>| {
+            let bytes = pack(tensor, storage)?;
+            let words = bytes.as_chunks::<4>().0;
+            Ok(words[rows].iter().map(|&word| f32::from_le_bytes(word)).collect())
+        });
+        let packed = new.param(&name, packed)?;
+        let shape = new.shape(inputs[0]).with(new.shape(inputs[0]).rank() - 1, outs.into());
+        let custom = Custom {
+            domain: PRODUCTS_DOMAIN.into(),
+            name: kind.operator().into(),
+            provider: PROVIDER.into(),
+            attributes: vec![
+                ("outs".into(), Setting::Int(outs as i64)),
+                ("ins".into(), Setting::Int(ins as i64)),
+            ],
+            results: vec![(shape, DType::F32)],
+        };
+        let mut product = new.apply(Op::Custom(Box::new(custom)), &[inputs[0], packed])?[0];
+        if let Some(&bias) = inputs.get(2) {
+            product = new.add(product, bias)?;
+        }
+        Ok(Some(vec![product]))
+    })
+}
+
+/// Words of a packed matrix.
+fn packed_len(kind: Kind, outs: usize, ins: usize) -> usize {
+    let form = |bits| Form { bits, offset: Offset::Zero };
+    let bytes = match kind {
+        Kind::F32 => Dense::packed_bytes(outs, ins, Float::F32),
+        Kind::Bf16 => Dense::packed_bytes(outs, ins, Float::Bf16),
+        Kind::Int4 => Blocks::packed_bytes(outs, ins, form(Bits::Four)),
+        Kind::Int8 => Blocks::packed_bytes(outs, ins, form(Bits::Eight)),
+    };
+    bytes / 4
+}
+
+/// Our operators, for sessions that open a graph which uses them; models opened with [`Products::Pilotfish`] have
+/// them already. `threads` is the session's number; 0 takes one a core.
+pub fn product_operators(threads: usize) -> Operators {
+    let threads = match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    Operators::new(PRODUCTS_DOMAIN, PROVIDER, move |domain| {
+        KINDS.into_iter().try_fold(domain, |domain, kind| domain.add(Linear { kind, threads }))
+    })
+}
+
+struct Linear {
+    kind: Kind,
+    threads: usize,
+}
+
+/// ONNX Runtime's own threads.
+struct Threads<'a> {
+    context: &'a ComputeContext,
+    width: usize,
+}
+
+impl Parallel for Threads<'_> {
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    fn run(&self, parts: usize, work: &(dyn Fn(usize) + Sync)) {
+        // Parts that it did not run are run by the caller.
+        let _ = self.context.par_for(parts, parts, work);
+    }
+}
+
+impl Operator for Linear {
+    type Kernel<'attr> = BoxedKernel<'attr>;
+
+    fn name(&self) -> &str {
+        self.kind.operator()
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        [const { OperatorInput::required(TensorElementType::Float32) }; 2]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
+        let refuse = |error: KernelError| ort::Error::new(format!("pilotfish: {error}"));
+        let size = |name: &str| {
+            let size = context.get::<i64>(name).and_then(|size| usize::try_from(size).ok());
+            size.ok_or_else(|| ort::Error::new(format!("pilotfish: no attribute {name}")))
+        };
+        let (kind, shape, width) = (self.kind, [size("outs")?, size("ins")?], self.threads);
+        let weights = context.constant_input::<ort::value::DynTensorValueType>(1)?;
+        let (_, weights) = weights.try_extract_tensor::<f32>()?;
+        let bytes: &[u8] = bytemuck::cast_slice(weights);
+        kind.view(bytes, shape).map_err(refuse)?;
+        // Bytes that do not begin on a cache line would be copied by every call: once is enough.
+        let aligned = bytes.as_ptr().addr() % 64 == 0;
+        let own = if aligned { None } else { Some(Aligned::copy(bytes)) };
+        tracing::debug!("{} {shape:?}, {} bytes, in place: {aligned}", kind.operator(), bytes.len());
+        Ok(Box::new(move |context: &ComputeContext| {
+            let missing = || ort::Error::new("pilotfish: an operand is missing");
+            let (x, weights) =
+                (context.input(0)?.ok_or_else(missing)?, context.input(1)?.ok_or_else(missing)?);
+            let (x_shape, x) = x.try_extract_tensor::<f32>()?;
+            let (_, weights) = weights.try_extract_tensor::<f32>()?;
+            let bytes = own.as_ref().map_or(bytemuck::cast_slice(weights), Aligned::bytes);
+            let product = kind.view(bytes, shape).map_err(refuse)?;
+            let mut y_shape: Vec<i64> = x_shape.iter().copied().collect();
+            let [outs, ins] = shape;
+            match y_shape.last_mut() {
+                Some(last) if *last == ins as i64 => *last = outs as i64,
+                _ => return Err(ort::Error::new(format!("pilotfish: {x_shape:?} does not end in {ins}"))),
+            }
+            let mut y = context.output(0, y_shape)?.ok_or_else(missing)?;
+            let (_, y) = y.try_extract_tensor_mut::<f32>()?;
+            product.apply_with(x, x.len() / ins, y, &Threads { context, width }).map_err(refuse)
+        }))
+    }
+
+    fn infer_shape(&self, context: &mut ort::operator::ShapeInferenceContext) -> ort::Result<()> {
+        let outs: i64 = context.attr("outs")?;
+        let inputs = context.inputs();
+        let Some(ort::value::ValueType::Tensor { shape, dimension_symbols, .. }) = inputs.first() else {
+            return Ok(());
+        };
+        let mut shape = shape.clone();
+        let Some(last) = shape.last_mut() else { return Ok(()) };
+        *last = outs;
+        let rank = dimension_symbols.len();
+        let open = |(at, symbol): (usize, &String)| {
+            if at + 1 == rank { String::new() } else { symbol.clone() }
+        };
+        let symbols = dimension_symbols.iter().enumerate().map(open).collect();
+        let output = ort::value::ValueType::Tensor {
+            ty: TensorElementType::Float32,
+            shape,
+            dimension_symbols: symbols,
+        };
+        context.set_output(0, &output)
+    }
+}
+
+/// A copy that begins on a cache line.
+struct Aligned {
+    words: Vec<[u64; 8]>,
+    skip: usize,
+    len: usize,
+}
+
+impl Aligned {
+    fn copy(bytes: &[u8]) -> Self {
+        let mut words = vec![[0u64; 8]; bytes.len().div_ceil(64) + 1];
+        let all: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
+        let skip = all.as_ptr().addr().wrapping_neg() % 64;
+        all[skip..skip + bytes.len()].copy_from_slice(bytes);
+        Self { words, skip, len: bytes.len() }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[self.skip..self.skip + self.len]
+    }
+}
