@@ -8,6 +8,7 @@ use pilotfish_model::{
 };
 
 use crate::policy::{Policy, Room, Spent};
+use crate::text::{Detokenize, TextStream};
 use crate::verifiers::Context;
 use crate::{Ask, DecodingError, Draft, Drafter, Drawn, Needs, Outcome, Result, Start, Verdict, Verifier};
 
@@ -54,6 +55,8 @@ pub struct Round<'a> {
     pub accepted: usize,
     /// How many were proposed.
     pub drafted: usize,
+    /// Text that has become certain, where the loop writes text ([`Decoder::with_text`]); empty else.
+    pub text: &'a str,
 }
 
 /// One round, for statistics.
@@ -74,6 +77,8 @@ pub struct RoundRecord {
 pub struct Generation {
     /// New tokens, an end token included.
     pub tokens: Vec<Token>,
+    /// Their text, where the loop writes text: up to a stop string, if one ended it.
+    pub text: Option<String>,
     /// Why it ended.
     pub finish: Finish,
     /// The rounds after the prompt's pass.
@@ -91,6 +96,7 @@ pub struct Decoder<'a> {
     needs: Needs,
     cancel: Option<&'a AtomicBool>,
     policy: Option<&'a mut dyn Policy>,
+    stream: Option<TextStream<'a>>,
 }
 
 /// What a target step over a draft gave.
@@ -128,7 +134,7 @@ impl<'a> Decoder<'a> {
         if let Some(form) = needs.logits {
             form.check()?;
         }
-        Ok(Self { model, drafter, verifier, limits, needs, cancel: None, policy: None })
+        Ok(Self { model, drafter, verifier, limits, needs, cancel: None, policy: None, stream: None })
     }
 
     /// The same loop, which breaks off between two phases once the flag is up. What an unfinished round did is
@@ -141,6 +147,12 @@ impl<'a> Decoder<'a> {
     /// the limits allow.
     pub fn with_policy(self, policy: &'a mut dyn Policy) -> Self {
         Self { policy: Some(policy), ..self }
+    }
+
+    /// The same loop, which writes text as well: observers get it as it becomes certain, and a text ends where it
+    /// contains one of these strings. The token that completes the string is the last one.
+    pub fn with_text(self, detokenizer: &'a dyn Detokenize, stop: &[&str]) -> Self {
+        Self { stream: Some(TextStream::new(detokenizer, stop)), ..self }
     }
 
     /// Continues a prompt.
@@ -168,6 +180,7 @@ impl<'a> Decoder<'a> {
         let mut text = prompt.to_vec();
         let mut out = Generation {
             tokens: Vec::new(),
+            text: self.stream.is_some().then(String::new),
             finish: Finish::Cancelled,
             rounds: Vec::new(),
             ledger: Ledger::default(),
@@ -181,11 +194,18 @@ impl<'a> Decoder<'a> {
         if let Some(policy) = &mut self.policy {
             policy.start();
         }
+        if let Some(stream) = &mut self.stream {
+            stream.clear();
+        }
+        let mut fresh = String::new();
         let mut added = vec![first];
-        let mut finish = self.commit(&mut text, prompt.len(), &mut added);
+        let mut finish = self.commit(&mut text, prompt.len(), &mut added, &mut fresh)?;
         out.ledger.emitted = 1;
         out.tokens.push(first);
-        let mut told = observe(&Round { tokens: &added, accepted: 0, drafted: 0 });
+        let mut told = observe(&Round { tokens: &added, accepted: 0, drafted: 0, text: &fresh });
+        if let Some(all) = &mut out.text {
+            all.push_str(&fresh);
+        }
         while finish.is_none() && told.is_continue() && !self.cancelled() {
             let before = [out.ledger.time(Phase::Draft), out.ledger.time(Phase::Target)];
             let draft = self.propose(&text, out.tokens.len(), &mut out.ledger)?;
@@ -197,7 +217,8 @@ impl<'a> Decoder<'a> {
             added.clear();
             added.extend(path.iter().map(|&node| draft.tree().token(node)));
             added.push(next);
-            finish = self.commit(&mut text, prompt.len(), &mut added);
+            fresh.clear();
+            finish = self.commit(&mut text, prompt.len(), &mut added, &mut fresh)?;
             path.truncate(added.len());
             if self.model.len() > text.len() - 1 {
                 // The text ended inside what was accepted.
@@ -236,9 +257,20 @@ impl<'a> Decoder<'a> {
                     target_seconds: out.ledger.time(Phase::Target) - before[1],
                 });
             }
-            told = observe(&Round { tokens: &added, accepted: record.accepted, drafted: record.drafted });
+            told = observe(&Round {
+                tokens: &added,
+                accepted: record.accepted,
+                drafted: record.drafted,
+                text: &fresh,
+            });
+            if let Some(all) = &mut out.text {
+                all.push_str(&fresh);
+            }
         }
         out.finish = finish.unwrap_or(Finish::Cancelled);
+        if let (None, Some(stream), Some(all)) = (finish, &mut self.stream, &mut out.text) {
+            stream.finish(all)?;
+        }
         Ok(out)
     }
 
@@ -257,14 +289,26 @@ impl<'a> Decoder<'a> {
     }
 
     /// Appends what a round added to the text, cut where the text ends. Says whether and why it ends.
-    fn commit(&self, text: &mut Vec<Token>, prompt: usize, added: &mut Vec<Token>) -> Option<Finish> {
+    fn commit(
+        &mut self,
+        text: &mut Vec<Token>,
+        prompt: usize,
+        added: &mut Vec<Token>,
+        fresh: &mut String,
+    ) -> Result<Option<Finish>> {
         let info = self.model.info();
         for index in 0..added.len() {
             let token = added[index];
             text.push(token);
             let output = &text[prompt..];
             let ends = self.limits.stop_at_end && info.end.contains(&token);
-            let stops = self.limits.stop.iter().any(|stop| !stop.is_empty() && output.ends_with(stop));
+            let written = match &mut self.stream {
+                // An end token is no part of the text.
+                Some(stream) if !ends => stream.push(token, fresh)?,
+                _ => false,
+            };
+            let stops =
+                written || self.limits.stop.iter().any(|stop| !stop.is_empty() && output.ends_with(stop));
             let finish = if ends || stops {
                 Some(Finish::Stop)
             } else if output.len() >= self.limits.new_tokens {
@@ -276,10 +320,13 @@ impl<'a> Decoder<'a> {
             };
             if finish.is_some() {
                 added.truncate(index + 1);
-                return finish;
+                if let Some(stream) = &mut self.stream {
+                    stream.finish(fresh)?;
+                }
+                return Ok(finish);
             }
         }
-        None
+        Ok(None)
     }
 
     /// Reads the prompt but for nothing: its last row gives the first token. Returns it with the taps of all

@@ -25,6 +25,7 @@ mod error;
 mod identity;
 pub mod policy;
 mod state;
+mod text;
 pub mod verifiers;
 
 pub use decoder::{Decoder, Finish, Generation, Limits, Round, RoundRecord};
@@ -34,6 +35,7 @@ pub use drafters::{PromptLookup, PromptLookupConfig};
 pub use error::{DecodingError, Result};
 pub use identity::{Identity, compare};
 pub use policy::{CostAware, CostAwareConfig, Everything, Policy, WidthCurve};
+pub use text::{Detokenize, TextStream};
 pub use verifiers::{
     Choose, Context, Dice, GreedyTree, MultiStep, Recursive, SampleAndMatch, SpeculativeChain, Typical,
     TypicalConfig, Verdict, Verifier, lossless,

@@ -387,6 +387,60 @@ fn an_end_inside_an_accepted_run_leaves_nothing_behind() {
     assert_eq!((out.ledger.accepted, out.ledger.emitted), (1, 2));
 }
 
+/// Token 0 is "a", 1 is "b" and so on.
+struct Letters;
+
+impl Detokenize for Letters {
+    fn text(&self, tokens: &[Token]) -> Result<String> {
+        Ok(tokens.iter().map(|&token| char::from(b'a' + token as u8)).collect())
+    }
+}
+
+#[test]
+fn stop_strings_end_a_text_wherever_they_are() {
+    let chain = |text: &[Token]| {
+        let root = text[text.len() - 1];
+        TokenTree::chain(root, &(1..9).map(|i| (root + i) % 20).collect::<Vec<_>>())
+    };
+    let mut model = CountingModel::new(20);
+    for (stop, text, tokens) in [
+        (&["ef"][..], "bcd", 5),
+        (&["e", "cd"], "b", 3),
+        (&["zz"], "bcdefghijk", 10),
+        (&[], "bcdefghijk", 10),
+    ] {
+        let mut drafter = Made(chain);
+        let mut streamed = String::new();
+        let out = Decoder::new(&mut model, &mut drafter, &mut GreedyTree, limits(10))
+            .expect("valid")
+            .with_text(&Letters, stop)
+            .generate_with(&[0], |round| {
+                streamed.push_str(round.text);
+                ControlFlow::Continue(())
+            })
+            .expect("runs");
+        assert_eq!((out.text.as_deref(), out.tokens.len()), (Some(text), tokens));
+        assert_eq!(streamed, text);
+        assert_eq!(out.finish, if tokens < 10 { Finish::Stop } else { Finish::Length });
+        assert_eq!(model.len(), tokens, "prompt and all but the last token");
+        let plain = Decoder::new(&mut model, &mut Nothing, &mut GreedyTree, limits(10))
+            .expect("valid")
+            .with_text(&Letters, stop)
+            .generate(&[0])
+            .expect("runs");
+        assert_eq!((plain.tokens, plain.text), (out.tokens, out.text));
+    }
+    // An end token is in the tokens, not in the text.
+    let mut table =
+        TableModel::new(1, 3, vec![0., 1., 0., 0., 0., 1., 1., 0., 0.]).expect("valid").with_end(vec![2]);
+    let out = Decoder::new(&mut table, &mut Nothing, &mut GreedyTree, limits(50))
+        .expect("valid")
+        .with_text(&Letters, &["c"])
+        .generate(&[0])
+        .expect("runs");
+    assert_eq!((out.tokens, out.text.as_deref()), (vec![1, 2], Some("b")));
+}
+
 #[test]
 fn a_policy_changes_what_is_spent_and_nothing_else() {
     let mut rng = Streams::new(9).stream("test");

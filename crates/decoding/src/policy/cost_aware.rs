@@ -59,8 +59,8 @@ impl CostAwareConfig {
 ///
 /// 1. **Estimates.** For every kind of node the policy keeps a running probability that it is kept given that its
 ///    parent is. The kind is the drafter's own conditional estimate, in tenths, where it gives estimates (they
-///    are so calibrated), else the node's depth and its place among its siblings. A node's gain is the product
-///    along its path.
+///    are so calibrated), else the node's depth and its place among its siblings; for first tokens also
+///    whether the first token of the draft before was right. A node's gain is the product along its path.
 /// 2. **Trim** (drafts that were not sampled): nodes in descending order of gain, which keeps parents before
 ///    children; of their prefixes the one with the largest `S(n) = tau(n) / c(1 + n)` ([`best_prefix`]), or
 ///    nothing where that is below `1 + margin`. Drafting is paid already.
@@ -97,6 +97,7 @@ pub struct CostAware {
     /// Time of a one-row step, in seconds, from the rounds themselves.
     unit: Option<f64>,
     last_drawn: Option<Drawn>,
+    luck: Luck,
     /// Whether the drafter was asked this round, and how many nodes it proposed before they were trimmed.
     asked: bool,
     proposed: Option<usize>,
@@ -104,21 +105,34 @@ pub struct CostAware {
     patience: usize,
 }
 
+/// How the drafter did lately: whether the first token of its last draft that has been judged was right. Text that
+/// copies does so in runs. Only a first token's luck is told apart; further ones depend on it through theirs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Luck {
+    /// Not the first token, or nothing judged yet.
+    #[default]
+    None,
+    /// Right.
+    Good,
+    /// Wrong.
+    Bad,
+}
+
 /// A kind of node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Node {
     /// By the drafter's conditional estimate, in tenths.
-    Estimated(u8),
+    Estimated(u8, Luck),
     /// By depth and place among siblings, both cut.
-    Placed(u8, u8),
+    Placed(u8, u8, Luck),
 }
 
 impl Node {
     /// What is believed before anything is seen.
     fn prior(self) -> f64 {
         match self {
-            Self::Estimated(tenths) => (f64::from(tenths) + 0.5) / 10.0,
-            Self::Placed(depth, place) => {
+            Self::Estimated(tenths, _) => (f64::from(tenths) + 0.5) / 10.0,
+            Self::Placed(depth, place, _) => {
                 let first = if depth <= 1 { 0.4 } else { 0.6 };
                 first * 0.4f64.powi(i32::from(place))
             }
@@ -214,6 +228,7 @@ impl CostAware {
             cost: DraftCost::default(),
             unit: None,
             last_drawn: None,
+            luck: Luck::None,
             asked: false,
             proposed: None,
             plain_rounds: 0,
@@ -222,7 +237,7 @@ impl CostAware {
     }
 
     /// The kinds of a draft's nodes; the root's means nothing.
-    fn kinds(draft: &Draft) -> Vec<Node> {
+    fn kinds(&self, draft: &Draft) -> Vec<Node> {
         let tree = draft.tree();
         let mut children = vec![0u8; tree.len()];
         (0..tree.len())
@@ -232,13 +247,14 @@ impl CostAware {
                 if node > 0 {
                     children[parent] = place.saturating_add(1);
                 }
+                let luck = if tree.depth(node) == 1 { self.luck } else { Luck::None };
                 match draft.estimates() {
                     Some(estimates) => {
                         let conditional = estimates[node] / estimates[parent];
                         // NaN and nonsense become the lowest kind.
-                        Node::Estimated((conditional * 10.0).clamp(0.0, 9.0) as u8)
+                        Node::Estimated((conditional * 10.0).clamp(0.0, 9.0) as u8, luck)
                     }
-                    None => Node::Placed(tree.depth(node).min(8) as u8, place.min(7)),
+                    None => Node::Placed(tree.depth(node).min(8) as u8, place.min(7), luck),
                 }
             })
             .collect()
@@ -277,6 +293,9 @@ impl CostAware {
                 let children: Vec<usize> = shadow.tree.children(shadow.at).collect();
                 let Some(&next) = text.get(shadow.root + shadow.followed) else { break };
                 let kept = children.iter().copied().find(|&child| shadow.tree.token(child) == next);
+                if shadow.at == 0 {
+                    self.luck = if kept.is_some() { Luck::Good } else { Luck::Bad };
+                }
                 self.judge(&children, &shadow.kinds, kept);
                 match kept {
                     Some(child) => {
@@ -338,6 +357,7 @@ impl Policy for CostAware {
 
     fn start(&mut self) {
         self.shadows.clear();
+        self.luck = Luck::None;
         self.plain_rounds = 0;
         self.patience = self.config.probe;
     }
@@ -350,7 +370,7 @@ impl Policy for CostAware {
 
     fn trim(&mut self, text: &[Token], draft: Draft) -> Result<Draft> {
         (self.proposed, self.last_drawn) = (Some(draft.len()), Some(draft.drawn()));
-        let kinds = Self::kinds(&draft);
+        let kinds = self.kinds(&draft);
         let gains = self.gains(draft.tree(), &kinds);
         let order = Self::order(&gains);
         for (rank, rate) in self.ranks.iter_mut().enumerate() {
@@ -395,7 +415,8 @@ impl Policy for CostAware {
             for (rank, rate) in self.ranks.iter_mut().enumerate().take(nodes) {
                 rate.see(f64::from(u8::from(spent.path.contains(&(rank + 1)))), memory);
             }
-            let kinds = Self::kinds(spent.draft);
+            let kinds = self.kinds(spent.draft);
+            self.luck = if spent.path.is_empty() { Luck::Bad } else { Luck::Good };
             let mut node = 0;
             for next in spent.path.iter().copied().map(Some).chain([None]) {
                 let children: Vec<usize> = spent.draft.tree().children(node).collect();
@@ -558,7 +579,7 @@ mod tests {
             draft.set_estimates(by_node).expect("one a node");
             let curve = [(1, 1.0), (3, 1.05), (20, 1.05 + 17.0 * slope)];
             let mut policy = policy(&curve);
-            let kinds = CostAware::kinds(&draft);
+            let kinds = policy.kinds(&draft);
             let gains = policy.gains(&tree, &kinds);
             let worth = |nodes: &mut dyn Iterator<Item = usize>| {
                 let (mut tokens, mut count) = (1.0, 0);
