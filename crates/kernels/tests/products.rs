@@ -38,8 +38,10 @@ fn rounding(weights: &[f32], x: &[f32], ins: usize) -> impl Fn(usize, usize) -> 
             .map(|(w, x)| {
                 let most = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
                 let size: f64 = w.iter().map(|&w| f64::from(w).abs()).sum();
-                // A step of denormals is itself rounded.
-                size * (f64::from(most) / 32639.0 * 0.5001 + 2.5e-41)
+                // A step of denormals is itself rounded; and so is its product with the block's scale, by at
+                // most half the least denormal, which then meets a sum of products of integers.
+                let product = 7.01e-46 * 32639.0 * 255.0 * w.len() as f64;
+                size * (f64::from(most) / 32639.0 * 0.5001 + 2.5e-41) + product
             })
             .sum()
     }
