@@ -7,10 +7,14 @@
 //! Storage is chosen by size. Where most voters vote on most items, one byte (two beyond 255 classes) a cell, item by
 //! item: ten million items with ten voters take 100 MB. Where few do, only the votes that exist, six bytes each.
 
+mod npy;
+mod parquet;
 mod patterns;
+mod read;
 mod scores;
 mod table;
 
 pub use patterns::Rows;
+pub use read::{Table, read, read_truth};
 pub use scores::Scores;
 pub use table::{MAX_CLASSES, Votes};
