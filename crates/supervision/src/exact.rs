@@ -16,6 +16,12 @@ impl Sum {
         self.0 += i128::from((value * SCALE) as i64) * i128::from(count);
     }
 
+    /// Adds `count` times a finite value below 2^60 or so.
+    #[inline]
+    pub(crate) fn add(&mut self, value: f64, count: u64) {
+        self.0 = self.0.saturating_add(((value * SCALE) as i128).saturating_mul(i128::from(count)));
+    }
+
     /// Adds another sum.
     #[inline]
     pub(crate) fn merge(&mut self, other: Self) {

@@ -11,7 +11,7 @@
 //! | zero-based skill: start, rate, steps | `1/K + 1e-5`, 1, 100; the rate halves every 20 | Crowd-Kit |
 //!
 //! **Deviations.** An item without votes gets equal shares and is flagged as tied, where Crowd-Kit leaves it out. Labels
-//! of ties are the first class, not random ones, so that a run can be repeated.
+//! of ties are the first class in order, not a random one nor the one that comes first in the file (Crowd-Kit).
 //!
 //! Cost: one pass over the votes each, 101 for zero-based skills. References: Crowd-Kit,
 //! `crowdkit/aggregation/classification/{majority_vote,wawa,zero_based_skill,gold_majority_vote}.py`; Snorkel,

@@ -10,23 +10,36 @@
 //! | [`DawidSkene`] | a confusion matrix a voter; variants with one accuracy, hard assignments, abstention as a vote | likelihood |
 //! | [`Snorkel`] | a confusion matrix a voter, a known class balance; dependencies if given | second moments |
 //! | [`Triplets`], [`BinaryMoments`] | two classes; errors alike in both, or not | moments of three voters, in closed form |
+//! | [`Glad`] | an ability a voter, a difficulty an item | likelihood, with priors |
+//! | [`Mace`] | a voter knows or answers by habit | variational likelihood |
+//! | [`Kos`], [`Mmsr`] | one accuracy a voter | message passing (two classes); agreements of rank one, trimmed |
 //! | [`KnownRates`] | error rates are known | nothing: the bound for all others |
 //! | [`MajorityVote`], [`WeightedVote`], [`Wawa`], [`ZeroBasedSkill`] | voters are better than chance | counting |
 
 mod assign;
+mod catalogue;
 mod dawid_skene;
 mod fitted;
+mod glad;
 mod known;
+mod kos;
+mod mace;
 mod majority;
+mod mmsr;
 mod quality;
 mod rule;
 mod snorkel;
 mod triplets;
 
+pub use catalogue::{CATALOGUE, Entry, find};
 pub use dawid_skene::{Abstain, Assignment, DawidSkene, Errors, Smoothing, Stop};
 pub use fitted::{Convergence, Fitted, Posterior, Warning};
+pub use glad::Glad;
 pub use known::KnownRates;
+pub use kos::Kos;
+pub use mace::Mace;
 pub use majority::{MajorityVote, Ties, Wawa, WeightedVote, ZeroBasedSkill};
+pub use mmsr::Mmsr;
 pub use quality::{Estimate, VoterQuality};
 pub use snorkel::{Scale, Snorkel, Solver};
 pub use triplets::{BinaryMoments, Combine, Triplets};

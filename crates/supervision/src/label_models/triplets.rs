@@ -239,7 +239,12 @@ fn sizes(m: usize, c: &impl Fn(usize, usize) -> f64, n: f64) -> (Vec<f64>, Vec<b
 }
 
 /// Signs under which the covariances fit, more of them positive than negative by weight.
-fn signs(model: &'static str, m: usize, c: &impl Fn(usize, usize) -> f64, size: &[f64]) -> Result<Vec<f64>> {
+pub(crate) fn signs(
+    model: &'static str,
+    m: usize,
+    c: &impl Fn(usize, usize) -> f64,
+    size: &[f64],
+) -> Result<Vec<f64>> {
     let pull =
         |i: usize, signs: &[f64]| -> f64 { (0..m).filter(|j| *j != i).map(|j| signs[j] * c(i, j)).sum() };
     let strength = |i: usize| (0..m).filter(|j| *j != i).map(|j| c(i, j).abs()).sum::<f64>();
