@@ -6,6 +6,7 @@ mod cargo;
 mod conformance;
 mod docs;
 mod experiment;
+mod label;
 mod methods;
 mod models;
 mod report;
@@ -43,6 +44,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "NAME [--OPTION VALUE]...")]
         words: Vec<String>,
     },
+    /// Infer labels from the votes of many voters: `label --votes FILE [--truth FILE] [--model NAME|all]`
+    Label(label::Arguments),
     /// Write the page that lists all reports, and say where it and the newest report are
     Report(report::Arguments),
     /// Run a benchmark; without a name, list them
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Setup(arguments) => setup::run(&arguments),
         Command::Experiment { words } => experiment::run(&words),
+        Command::Label(arguments) => label::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Bench { name, words } => cargo::bench(name.as_deref(), &words),
         Command::Conformance(arguments) => conformance::run(&arguments),

@@ -9,6 +9,7 @@ mod error;
 mod exact;
 pub mod heads;
 pub mod label_models;
+pub mod labelling;
 pub mod meta_ranking;
 mod names;
 mod solver;

@@ -148,6 +148,36 @@ pub enum Warning {
     },
 }
 
+impl Warning {
+    /// The warning in words, with the names that `votes` has.
+    pub fn describe(&self, votes: &Votes) -> String {
+        let voter = |index: usize| votes.voter_names().get(index).into_owned();
+        match *self {
+            Self::ConstantVoter { voter: i } => format!("voter {:?} never changes its vote", voter(i)),
+            Self::UnusedClass { class } => {
+                format!("nobody votes for class {:?}", votes.class_names().get(class))
+            }
+            Self::Adversarial { voter: i } => format!("voter {:?} is worse than chance", voter(i)),
+            Self::Duplicates { a, b } => {
+                format!("voters {:?} and {:?} always agree; each counts in full", voter(a), voter(b))
+            }
+            Self::Clipped { voter: i } => format!("a rate of voter {:?} was outside 0 to 1", voter(i)),
+            Self::Undertrained { slope } => {
+                format!(
+                    "the loss was still falling, by {:.1} % in the last tenth of the steps",
+                    100.0 * slope
+                )
+            }
+            Self::AssumedPrior => "the class balance was taken to be equal".to_owned(),
+            Self::DoubtfulPrior { used, third_moments } => {
+                format!(
+                    "third moments put the share of the second class at {third_moments:.3}, {used:.3} was used"
+                )
+            }
+        }
+    }
+}
+
 /// What a label model found.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
