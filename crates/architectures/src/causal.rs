@@ -341,6 +341,36 @@ impl CausalNetwork {
         &self.weights
     }
 
+    /// The network with the numbers of a graph's parameters, where the graph has them: what a training run made
+    /// of it. Norm weights that the checkpoint stores less one are stored so again.
+    ///
+    /// # Errors
+    /// A parameter of another shape than the network's.
+    pub fn with_parameters(&self, graph: &Graph) -> Result<Self> {
+        let mut network = Self { weights: Weights::default(), ..self.clone() };
+        for (name, stored) in self.weights.iter() {
+            let Some(param) = graph.params().iter().find(|param| param.name == name) else {
+                network.weights.insert(name.into(), stored.clone())?;
+                continue;
+            };
+            let (mut tensor, shape) = (param.tensor.clone(), param.tensor.shape().to_vec());
+            if stored.tensor.shape() != shape {
+                let why = format!("shape {shape:?} in place of {:?}", stored.tensor.shape());
+                return Err(GraphError::Tensor { name: name.into(), why }.into());
+            }
+            if self.config.norm_plus_one && name.contains("norm") {
+                let less = tensor.to_f32()?.iter().map(|weight| weight - 1.0).collect();
+                tensor = Tensor::new(shape, less)?;
+            }
+            let bytes = 4 * tensor.count();
+            let encoding = pilotfish_graph::weights::Encoding::F32;
+            network
+                .weights
+                .insert(name.into(), pilotfish_graph::weights::Stored { tensor, encoding, bytes })?;
+        }
+        Ok(network)
+    }
+
     /// Parameters, a tied head counted once.
     pub fn parameters(&self) -> usize {
         let biases: usize = self.biases.iter().map(|(_, width)| width).sum();

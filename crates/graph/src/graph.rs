@@ -142,6 +142,24 @@ impl Graph {
         Ok(value)
     }
 
+    /// Gives a parameter other numbers: those of a training run, say.
+    ///
+    /// # Errors
+    /// No such parameter; another shape.
+    pub fn set_param(&mut self, name: &str, tensor: Tensor) -> Result<()> {
+        let Some(param) = self.params.iter_mut().find(|param| param.name == name) else {
+            let known = self.params.iter().map(|param| param.name.as_str()).take(8).collect::<Vec<_>>();
+            let known = known.join(", ");
+            return Err(GraphError::NoSuchName { kind: "parameter", name: name.into(), known });
+        };
+        if param.tensor.shape() != tensor.shape() {
+            let why = format!("shape {:?} in place of {:?}", tensor.shape(), param.tensor.shape());
+            return Err(GraphError::Tensor { name: name.into(), why });
+        }
+        param.tensor = tensor;
+        Ok(())
+    }
+
     /// Names a value as an output of the graph.
     pub fn output(&mut self, name: &str, value: Value) -> Result<()> {
         if self.outputs.iter().any(|(other, _)| other == name) {

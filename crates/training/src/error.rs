@@ -1,9 +1,9 @@
 use pilotfish_graph::GraphError;
 
-/// Result of evaluating a graph.
+/// Result of evaluating or training a graph.
 pub type Result<T, E = TrainingError> = std::result::Result<T, E>;
 
-/// What can go wrong while evaluating a graph.
+/// What can go wrong while evaluating or training a graph.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainingError {
@@ -66,6 +66,50 @@ pub enum TrainingError {
         op: &'static str,
         /// Why not.
         why: &'static str,
+    },
+    /// A setting outside its range.
+    #[error("{name} = {value}: {want}")]
+    BadParameter {
+        /// Setting.
+        name: &'static str,
+        /// Value.
+        value: f64,
+        /// What is allowed.
+        want: &'static str,
+    },
+    /// A loss or a gradient that is not a finite number; nothing was changed.
+    #[error("step {step}: the {what} is {value}")]
+    NotFinite {
+        /// Step, from 0.
+        step: u64,
+        /// Loss, or norm of the gradients.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+    },
+    /// A file that cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// A checkpoint of a run that differs in something.
+    #[error("{path}: a checkpoint of another run: it differs in {what}")]
+    OtherRun {
+        /// The file.
+        path: String,
+        /// What differs.
+        what: String,
+    },
+    /// A checkpoint that is not whole.
+    #[error("{path}: {why}")]
+    Checkpoint {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        why: String,
     },
     /// A graph problem.
     #[error(transparent)]

@@ -184,6 +184,11 @@ impl Interpreter {
         Ok(())
     }
 
+    /// The float that everything is computed in.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Names of all parameters.
     pub fn params(&self) -> impl Iterator<Item = &str> {
         self.graph.params().iter().map(|param| param.name.as_str())

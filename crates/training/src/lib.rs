@@ -1,5 +1,15 @@
 //! The second reader of a graph: the same network evaluated with candle, with gradients with respect to chosen
-//! parameters and inputs, in f32 or f64.
+//! parameters and inputs, in f32 or f64; and what trains it.
+//!
+//! | to find | look in |
+//! |---|---|
+//! | a graph evaluated with gradients | [`Interpreter`] |
+//! | a run: order, parts of a batch, clipping, progress | [`Trainer`], [`Task`] |
+//! | language models and preference pairs as tasks | [`TextTask`], [`PairTask`] |
+//! | what is trained: everything, a head, adapters | [`Selection`], [`attach_head`], [`Lora`] |
+//! | losses | [`losses`] |
+//! | optimisers and schedules | [`Optimizer`], [`Schedule`] |
+//! | interrupted runs | [`Checkpoints`] |
 //!
 //! Composite operations are evaluated by their definition in primitives
 //! ([`pilotfish_graph::passes::expand`]), so that agreement with ONNX Runtime, which runs them fused, checks
@@ -25,10 +35,27 @@
 //! hides everything with minus infinity is not a number, as in ONNX Runtime.
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 mod error;
 mod evaluate;
+mod head;
 mod interpreter;
+mod lora;
+pub mod losses;
+mod optimizer;
 mod pow;
+mod schedule;
+mod select;
+mod texts;
+mod trainer;
 
+pub use checkpoint::Checkpoints;
 pub use error::{Result, TrainingError};
+pub use head::attach_head;
 pub use interpreter::{Array, Interpreter, Precision};
+pub use lora::Lora;
+pub use optimizer::{Adam, Gradients, Optimizer, OptimizerConfig, Sgd, clip, global_norm};
+pub use schedule::{Decay, Schedule, Warmup};
+pub use select::Selection;
+pub use texts::{Mean, Pair, PairLoss, PairTask, TextTask, causal_inputs};
+pub use trainer::{At, BatchLoss, Order, Progress, Task, Trainer, TrainerConfig};
