@@ -51,6 +51,18 @@ pub enum RuntimeError {
         /// What is missing or of the wrong type.
         why: String,
     },
+    /// An input or output of an ONNX file that is not what a model of its kind has.
+    #[error("{path}: {tensor} is {got}; want {want}")]
+    Tensor {
+        /// The file.
+        path: String,
+        /// The input or output.
+        tensor: String,
+        /// What it is.
+        got: String,
+        /// What it should be.
+        want: String,
+    },
     /// A file that uses operators which the session was not given.
     #[error(
         "{path}: it uses operators of the domain {domain:?}, which {provider} has; put its set among \

@@ -2,7 +2,8 @@
 //!
 //! [`OnnxCausal`] opens a checkpoint, writes it as ONNX into the cache folder once, and runs it: the body in
 //! one or more sessions over cache buffers that the host owns, the head in another that sees only the rows
-//! whose logits are wanted. [`OnnxEncoder`] does the same for sentence encoders.
+//! whose logits are wanted. [`OnnxEncoder`] does the same for sentence encoders. [`StockCausal`] runs ONNX files
+//! that somebody else exported.
 //!
 //! ONNX Runtime's shared library is found at run time ([`home`], [`library`]); `cargo xtask setup` installs
 //! one.
@@ -19,6 +20,7 @@ mod operators;
 mod products;
 mod segment;
 mod session;
+mod stock;
 
 pub use causal::{LoadOptions, OnnxCausal};
 pub use device::Device;
@@ -29,3 +31,4 @@ pub use operators::Operators;
 pub use ort;
 pub use products::{PRODUCTS_DOMAIN, Products, lower_products, product_operators};
 pub use session::SessionConfig;
+pub use stock::StockCausal;
