@@ -25,6 +25,8 @@
 mod blocks;
 mod dense;
 mod error;
+mod experts;
+mod gather;
 mod isa;
 mod lines;
 mod parallel;
@@ -32,10 +34,14 @@ mod product;
 mod rows;
 #[cfg(target_arch = "x86_64")]
 mod simd;
+mod sparse;
 
 pub use blocks::{BLOCK, Bits, Blocks, Form, Gguf, Offset};
 pub use dense::{Dense, Float};
 pub use error::{KernelError, Result};
+pub use experts::{Experts, Route};
+pub use gather::{Active, Columns, Neurons};
 pub use isa::{ISA_VARIABLE, Isa};
 pub use parallel::{Parallel, Rayon, Serial};
 pub use product::Product;
+pub use sparse::{Kept, Pattern, Sparse};

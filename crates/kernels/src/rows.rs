@@ -114,3 +114,16 @@ impl<'a> Outputs<'a> {
         }
     }
 }
+
+/// Rows `[rows, ins]` as `[rows, width]`, zeros at the end. Given to `use_it`.
+pub(crate) fn padded<T>(x: &[f32], ins: usize, width: usize, use_it: impl FnOnce(&[f32]) -> T) -> T {
+    let mut packed = SCRATCH.take();
+    packed.clear();
+    for row in x.chunks_exact(ins) {
+        packed.extend_from_slice(row);
+        packed.resize(packed.len() + width - ins, 0.0);
+    }
+    let result = use_it(&packed);
+    SCRATCH.set(packed);
+    result
+}
