@@ -47,6 +47,8 @@ pub struct Ledger {
     pub accepted: u64,
     /// Tokens emitted.
     pub emitted: u64,
+    /// Verdicts about single tokens that a constraint gave; a whole mask counts as one for every token.
+    pub constraint_calls: u64,
     /// Bytes of weights read by the target.
     pub bytes: u64,
     /// Multiply-adds of the target, attention over the cache excluded.
@@ -111,6 +113,7 @@ impl Ledger {
         self.drafted += other.drafted;
         self.accepted += other.accepted;
         self.emitted += other.emitted;
+        self.constraint_calls += other.constraint_calls;
         self.bytes += other.bytes;
         self.macs += other.macs;
         for (mine, theirs) in self.seconds.iter_mut().zip(other.seconds) {

@@ -11,6 +11,7 @@
 //! | [`graph`] | always | networks as data; ONNX; weights from safetensors and GGUF |
 //! | `architectures` | `architectures` | Llama, Gemma 3 and BERT as graphs; checkpoints, tokenisers, chat templates |
 //! | `conformance` | `conformance` | a kit that certifies speculative decoders |
+//! | `constrained` | `constrained` | generation under constraints: grammars, AWRS, sequential Monte Carlo |
 //! | `decoding` | `decoding` | drafters, verifiers and the loop that joins them |
 //! | `evaluation` | `evaluation` | paired comparisons, perplexity, prompt sets |
 //! | `training` | `training` | the same graphs with gradients |
@@ -39,6 +40,8 @@ pub use pilotfish_model as model;
 pub use pilotfish_architectures as architectures;
 #[cfg(feature = "conformance")]
 pub use pilotfish_conformance as conformance;
+#[cfg(feature = "constrained")]
+pub use pilotfish_constrained as constrained;
 #[cfg(feature = "decoding")]
 pub use pilotfish_decoding as decoding;
 #[cfg(feature = "evaluation")]
