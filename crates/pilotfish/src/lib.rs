@@ -14,6 +14,7 @@
 //! | `constrained` | `constrained` | generation under constraints: grammars, AWRS, sequential Monte Carlo |
 //! | `decoding` | `decoding` | drafters, verifiers and the loop that joins them |
 //! | `evaluation` | `evaluation` | paired comparisons, perplexity, prompt sets |
+//! | `sparsity` | `sparsity` | pruning, activation gates, laws of activation sparsity |
 //! | `training` | `training` | the same graphs with gradients |
 //! | `runtime` | `runtime`, `cuda` | ONNX Runtime behind the model traits |
 //! | `pipeline` | `pipeline` | experiments, setup, result files and reports |
@@ -50,5 +51,7 @@ pub use pilotfish_evaluation as evaluation;
 pub use pilotfish_pipeline as pipeline;
 #[cfg(feature = "runtime")]
 pub use pilotfish_runtime as runtime;
+#[cfg(feature = "sparsity")]
+pub use pilotfish_sparsity as sparsity;
 #[cfg(feature = "training")]
 pub use pilotfish_training as training;
