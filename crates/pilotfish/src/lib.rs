@@ -13,6 +13,7 @@
 //! | `conformance` | `conformance` | a kit that certifies speculative decoders |
 //! | `constrained` | `constrained` | generation under constraints: grammars, AWRS, sequential Monte Carlo |
 //! | `decoding` | `decoding` | drafters, verifiers and the loop that joins them |
+//! | `diffusion` | `diffusion` | masked diffusion decoding, its policies and a benchmark |
 //! | `evaluation` | `evaluation` | paired comparisons, perplexity, prompt sets |
 //! | `sparsity` | `sparsity` | pruning, activation gates, laws of activation sparsity |
 //! | `training` | `training` | the same graphs with gradients |
@@ -45,6 +46,8 @@ pub use pilotfish_conformance as conformance;
 pub use pilotfish_constrained as constrained;
 #[cfg(feature = "decoding")]
 pub use pilotfish_decoding as decoding;
+#[cfg(feature = "diffusion")]
+pub use pilotfish_diffusion as diffusion;
 #[cfg(feature = "evaluation")]
 pub use pilotfish_evaluation as evaluation;
 #[cfg(feature = "pipeline")]
