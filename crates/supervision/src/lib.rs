@@ -5,6 +5,7 @@
 // Denied, not forbidden: the expansion of ndarray's slicing macro allows it.
 #![deny(unsafe_code)]
 
+pub mod autows;
 mod error;
 mod exact;
 pub mod heads;

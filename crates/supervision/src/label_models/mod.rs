@@ -31,6 +31,7 @@ mod rule;
 mod snorkel;
 mod triplets;
 
+pub(crate) use assign::best_permutation;
 pub use catalogue::{CATALOGUE, Entry, find};
 pub use dawid_skene::{Abstain, Assignment, DawidSkene, Errors, Smoothing, Stop};
 pub use fitted::{Convergence, Fitted, Posterior, Warning};

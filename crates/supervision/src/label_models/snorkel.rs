@@ -47,7 +47,7 @@ use super::{LabelModel, informative, warnings};
 use crate::solver::minimise;
 use crate::{Result, Rows, SupervisionError};
 
-/// Largest number of voters times classes.
+/// Largest number of different votes: voters times classes, without classes that a voter never names.
 const MOST: usize = 4096;
 
 /// How the problem is solved.
@@ -208,17 +208,25 @@ impl LabelModel for Snorkel {
         self.check()?;
         let (votes, model) = (rows.votes(), self.name());
         let (m, k) = (votes.voters(), votes.classes());
-        if m.saturating_mul(k) > MOST {
-            let got = m.saturating_mul(k) as u64;
-            return Err(SupervisionError::TooLarge { what: "voters x classes", got, limit: MOST as u64 });
+        // A vote that is never cast has rate 0 and stays out of the problem, which is as large as what is left.
+        let whole = !self.dependencies.is_empty() || self.columns > 0.0;
+        let cells = if whole { (0..m.saturating_mul(k)).collect() } else { cast(rows) };
+        if cells.len() > MOST {
+            let got = cells.len() as u64;
+            return Err(SupervisionError::TooLarge { what: "different votes", got, limit: MOST as u64 });
         }
         informative(model, rows, 3)?;
         let p = self.prior.clone().unwrap_or_else(|| vec![1.0 / k as f64; k]);
         if p.len() != k {
             return Err(SupervisionError::Shape { what: "prior", got: p.len(), want: k });
         }
-        let problem = self.problem(rows, p)?;
-        let (mut mu, objective, convergence, undertrained) = self.solve(&problem)?;
+        let problem = self.problem_of(rows, p, &cells)?;
+        let (found, objective, convergence, undertrained) = self.solve(&problem)?;
+        let (mut mu, mut o) = (vec![0.0; m * k * k], vec![0.0; m * k]);
+        for (at, cell) in cells.iter().enumerate() {
+            mu[cell * k..(cell + 1) * k].copy_from_slice(&found[at * k..(at + 1) * k]);
+            o[*cell] = problem.o[at];
+        }
         let n = rows.items() as f64;
         let epsilon = self.epsilon.unwrap_or_else(|| 0.01f64.min(0.1f64.powf(n.log10().ceil())));
         mu.iter_mut().for_each(|value| *value = value.clamp(epsilon, 1.0 - epsilon));
@@ -239,7 +247,7 @@ impl LabelModel for Snorkel {
         };
         let posterior = rule.posterior(rows)?;
         let weight = |i: usize| {
-            let coverage: f64 = problem.o[i * k..(i + 1) * k].iter().sum();
+            let coverage: f64 = o[i * k..(i + 1) * k].iter().sum();
             let right: f64 = (0..k).map(|y| mu[(i * k + y) * k + y] * problem.p[y]).sum();
             (coverage > 0.0).then(|| (right / coverage).clamp(1e-6, 1.0))
         };
@@ -340,20 +348,22 @@ impl Problem {
 }
 
 impl Snorkel {
-    pub(crate) fn problem(&self, rows: &Rows<'_>, p: Vec<f64>) -> Result<Problem> {
+    /// The problem over the votes `cells` (`voter K + class`, ascending); over all of them with dependencies or weighted
+    /// columns.
+    fn problem_of(&self, rows: &Rows<'_>, p: Vec<f64>, cells: &[usize]) -> Result<Problem> {
         let votes = rows.votes();
         let (m, k) = (votes.voters(), votes.classes());
-        let d = m * k;
-        let mut target = overlaps(rows);
+        let d = cells.len();
+        let mut target = overlaps(rows, cells);
         let o: Vec<f64> = (0..d).map(|a| target[a * d + a]).collect();
-        let mut mask: Vec<bool> = (0..d * d).map(|at| at / d / k != at % d / k).collect();
+        let mut mask: Vec<bool> = (0..d * d).map(|at| cells[at / d] / k != cells[at % d] / k).collect();
         if !self.dependencies.is_empty() {
             target = shared(&target, &o, &groups(m, &self.dependencies)?, k)?;
             mask = vec![true; d * d];
         }
         let start = |cell: usize| {
             let (a, y) = (cell / k, cell % k);
-            if a % k == y { (o[a] * self.precision / p[y]).clamp(0.0, 1.0) } else { 0.0 }
+            if cells[a] % k == y { (o[a] * self.precision / p[y]).clamp(0.0, 1.0) } else { 0.0 }
         };
         let start = (0..d * k).map(start).collect();
         let columns = if votes.is_complete() { self.columns } else { 0.0 };
@@ -415,13 +425,26 @@ impl Snorkel {
     }
 }
 
-/// Shares of items with every two votes, `d x d`.
-pub(crate) fn overlaps(rows: &Rows<'_>) -> Vec<f64> {
+/// The votes that are cast, as `voter K + class`, ascending.
+fn cast(rows: &Rows<'_>) -> Vec<usize> {
     let votes = rows.votes();
-    let (k, d) = (votes.classes(), votes.voters() * votes.classes());
+    let k = votes.classes();
+    let mut seen = vec![false; votes.voters() * k];
+    for row in (0..rows.len()).filter(|row| rows.count(*row) > 0) {
+        votes.visit(row, |voter, vote| seen[voter * k + vote] = true);
+    }
+    (0..seen.len()).filter(|cell| seen[*cell]).collect()
+}
+
+/// Shares of items with every two of the votes `cells`, `d x d`.
+fn overlaps(rows: &Rows<'_>, cells: &[usize]) -> Vec<f64> {
+    let votes = rows.votes();
+    let (k, d) = (votes.classes(), cells.len());
+    let mut place = vec![None; votes.voters() * k];
+    cells.iter().enumerate().for_each(|(at, cell)| place[*cell] = Some(at));
     let sums = rows.sum(d * d, Vec::new, |row, seen: &mut Vec<usize>, sums| {
         seen.clear();
-        votes.visit(row, |voter, vote| seen.push(voter * k + vote));
+        votes.visit(row, |voter, vote| seen.extend(place[voter * k + vote]));
         for (index, a) in seen.iter().enumerate() {
             seen[index..].iter().for_each(|b| sums[a * d + b].add_unit(1.0, rows.count(row)));
         }
@@ -562,6 +585,43 @@ fn permute(mu: &mut [f64], p: &[f64], m: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn every(rows: &Rows<'_>) -> Vec<usize> {
+        (0..rows.votes().voters() * rows.votes().classes()).collect()
+    }
+
+    impl Snorkel {
+        fn problem(&self, rows: &Rows<'_>, p: Vec<f64>) -> Result<Problem> {
+            self.problem_of(rows, p, &every(rows))
+        }
+    }
+
+    #[test]
+    fn votes_that_are_never_cast_change_nothing() {
+        // Class 2 is named by voter 3 alone, class 1 never by voter 0.
+        let rows = [[0, 1, 0, 2], [0, -1, 1, 2], [-1, 1, 1, 0], [0, 0, 0, -1], [-1, 1, 1, 2], [0, 0, 1, 0]];
+        let flat: Vec<i8> = rows.iter().flatten().copied().collect();
+        let votes = Votes::from_dense(6, 4, 3, &flat).expect("valid");
+        let rows = Rows::of(&votes).expect("groups");
+        assert_eq!(cast(&rows), [0, 3, 4, 6, 7, 9, 11]);
+        for solver in
+            [Solver::Sgd { rate: 0.01, momentum: 0.9, steps: 100 }, Solver::Converged { iterations: 50 }]
+        {
+            let model = Snorkel { solver, ..Snorkel::default() };
+            let p = vec![0.3, 0.4, 0.3];
+            let small = model.problem_of(&rows, p.clone(), &cast(&rows)).expect("valid");
+            let (small, trace, ..) = model.solve(&small).expect("finite");
+            let (whole, whole_trace, ..) =
+                model.solve(&model.problem(&rows, p).expect("valid")).expect("finite");
+            for (at, cell) in cast(&rows).into_iter().enumerate() {
+                for y in 0..3 {
+                    assert!((small[at * 3 + y] - whole[cell * 3 + y]).abs() < 1e-12);
+                }
+            }
+            assert!(whole[3..9].iter().all(|mu| *mu == 0.0));
+            assert!((trace[0] - whole_trace[0]).abs() < 1e-14);
+        }
+    }
     use crate::Votes;
 
     fn fixture_a() -> Votes {
@@ -576,7 +636,7 @@ mod tests {
     fn losses_and_the_first_step_of_fixture_a() {
         let votes = fixture_a();
         let rows = Rows::of(&votes).expect("groups");
-        let o = overlaps(&rows);
+        let o = overlaps(&rows, &every(&rows));
         let want = [
             [0.52, 0.0, 0.344, 0.176, 0.444, 0.076],
             [0.0, 0.48, 0.156, 0.324, 0.216, 0.264],
@@ -639,7 +699,7 @@ mod tests {
     #[test]
     fn snorkels_own_unit_values() {
         let votes = Votes::from_dense(4, 3, 2, &[0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 1, 1]).expect("valid");
-        let o = overlaps(&Rows::plain(&votes));
+        let o = overlaps(&Rows::plain(&votes), &every(&Rows::plain(&votes)));
         assert_eq!(o[..6], [0.75, 0.0, 0.0, 0.75, 0.5, 0.25]);
         assert_eq!(o[24..30], [0.5, 0.25, 0.25, 0.5, 0.75, 0.0]);
         let votes = Votes::from_dense(2, 3, 2, &[0, 1, 0, 0, -1, 0]).expect("valid");
