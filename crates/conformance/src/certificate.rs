@@ -99,7 +99,7 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    fn new(thoroughness: Thoroughness, mut checks: Vec<Check>) -> Result<Self> {
+    pub(crate) fn new(thoroughness: Thoroughness, mut checks: Vec<Check>) -> Result<Self> {
         checks.iter_mut().for_each(|check| check.value = rounded(check.value));
         let passed = checks.iter().all(|check| check.passed);
         let kit = env!("CARGO_PKG_VERSION").to_owned();

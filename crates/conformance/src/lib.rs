@@ -7,6 +7,7 @@
 //! | to do | use |
 //! |---|---|
 //! | certify verifiers | [`certify`] of [`Subject`]s; [`own`] lists those of `pilotfish-decoding` |
+//! | certify speculative decoding under a constraint | [`certify_constrained`] |
 //! | enumerate a law | [`Case::round_law`], [`Case::loop_law`], or [`Explorer`] for anything else |
 //! | check a model's masks and cache | [`check_model`] |
 //! | check a drafter: greedy identity | [`greedy_differences`], with [`adversaries`] |
@@ -28,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 mod certificate;
+mod constrained;
 mod draws;
 mod exact;
 mod explore;
@@ -41,6 +43,7 @@ mod wrong;
 pub use certificate::{
     Certificate, Check, EXAMPLE_A, EXAMPLE_B, Kind, Thoroughness, at_temperature, certify, one_node,
 };
+pub use constrained::certify_constrained;
 pub use draws::{TableDrafter, draw, law_after};
 pub use exact::{Case, Tamper, constant};
 pub use explore::{Explorer, Law, distance};

@@ -11,6 +11,7 @@
 //! | one token and its unbiased weight (AWRS) | [`estimators`], [`Estimator`] |
 //! | texts: sequential Monte Carlo and its special cases | [`smc`], [`Smc`] |
 //! | whole texts by trying again | [`Rejection`] |
+//! | speculative decoding under a constraint | `speculative`, behind the feature of that name |
 //! | grammars and what they may cost | [`grammar`], [`Grammars`], [`GrammarLimits`] |
 #![forbid(unsafe_code)]
 
@@ -24,6 +25,8 @@ mod law;
 mod rejection;
 pub mod resampling;
 pub mod smc;
+#[cfg(feature = "speculative")]
+pub mod speculative;
 mod vocabulary;
 
 pub use checker::Checker;

@@ -134,6 +134,9 @@ pub enum DecodingError {
         /// What is allowed.
         want: &'static str,
     },
+    /// A drafter or verifier of another crate failed.
+    #[error(transparent)]
+    Other(Box<dyn std::error::Error + Send + Sync>),
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ModelError),

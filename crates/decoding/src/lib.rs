@@ -24,6 +24,7 @@ pub mod drafters;
 mod error;
 mod identity;
 pub mod policy;
+pub mod search;
 mod state;
 mod text;
 pub mod verifiers;
