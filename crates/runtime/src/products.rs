@@ -10,7 +10,9 @@ use std::ops::Range;
 use ort::operator::{BoxedKernel, ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType;
 use pilotfish_graph::{Custom, DType, Graph, GraphError, Op, Setting, Storage, Tensor, passes, quantize};
-use pilotfish_kernels::{Bits, Blocks, Dense, Float, Form, KernelError, Offset, Parallel, Product};
+use pilotfish_kernels::{
+    Bits, Blocks, Dense, Float, Form, Kept, KernelError, Offset, Parallel, Pattern, Product, Sparse,
+};
 
 use crate::{Operators, Result};
 
@@ -37,9 +39,12 @@ enum Kind {
     Bf16,
     Int4,
     Int8,
+    Sparse(Pattern),
 }
 
-const KINDS: [Kind; 4] = [Kind::F32, Kind::Bf16, Kind::Int4, Kind::Int8];
+/// One of each; a sparse operator takes its pattern from the node.
+const KINDS: [Kind; 5] =
+    [Kind::F32, Kind::Bf16, Kind::Int4, Kind::Int8, Kind::Sparse(Pattern { keep: 1, group: 1 })];
 
 impl Kind {
     fn of(storage: Storage) -> Option<Self> {
@@ -48,6 +53,7 @@ impl Kind {
             Storage::Bf16 => Some(Self::Bf16),
             Storage::Int4 { block } if block % pilotfish_kernels::BLOCK == 0 => Some(Self::Int4),
             Storage::Int8 { block } if block % pilotfish_kernels::BLOCK == 0 => Some(Self::Int8),
+            Storage::Sparse { keep, group } => Some(Self::Sparse(Pattern { keep, group })),
             _ => None,
         }
     }
@@ -58,6 +64,7 @@ impl Kind {
             Self::Bf16 => "LinearBf16",
             Self::Int4 => "LinearInt4",
             Self::Int8 => "LinearInt8",
+            Self::Sparse(_) => "LinearSparse",
         }
     }
 
@@ -69,6 +76,7 @@ impl Kind {
             Self::Bf16 => Box::new(Dense::from_packed(bytes, outs, ins, Float::Bf16)?),
             Self::Int4 => Box::new(Blocks::from_packed(bytes, outs, ins, form(Bits::Four))?),
             Self::Int8 => Box::new(Blocks::from_packed(bytes, outs, ins, form(Bits::Eight))?),
+            Self::Sparse(pattern) => Box::new(Sparse::from_packed(bytes, outs, ins, pattern, Kept::F32)?),
         })
     }
 }
@@ -103,6 +111,12 @@ fn pack(tensor: &Tensor, storage: Storage) -> pilotfish_graph::Result<Vec<u8>> {
             }
             bytes(&Blocks::pack(&codes, &scales, &zeros, outs, ins, kind).map_err(refuse)?)
         }
+        Storage::Sparse { keep, group } => {
+            let mut values = values.into_owned();
+            quantize::round(&mut values, ins, storage);
+            let pattern = Pattern { keep, group };
+            bytes(&Sparse::pack(&values, outs, ins, pattern, Kept::F32).map_err(refuse)?)
+        }
         Storage::Bf16 => bytes(&Dense::pack(&values, outs, ins, Float::Bf16).map_err(refuse)?),
         _ => bytes(&Dense::pack(&values, outs, ins, Float::F32).map_err(refuse)?),
     })
@@ -117,7 +131,7 @@ pub fn lower_products(graph: &Graph) -> pilotfish_graph::Result<Graph> {
     passes::rewrite(graph, |new, node, inputs| {
         let Op::Linear(storage) = node.op else { return Ok(None) };
         let (Some(param), Some(kind)) = (new.param_of(inputs[1]), Kind::of(storage)) else { return Ok(None) };
-        let (name, tensor) = (format!("{}.{}", param.name, kind.operator()), param.tensor.clone());
+        let (name, tensor) = (format!("{}.pilotfish.{storage}", param.name), param.tensor.clone());
         let [outs, ins] = [tensor.shape()[0], tensor.shape()[1]];
         let count = packed_len(kind, outs, ins);
         // The bytes travel as floats: a parameter has no other type, and nobody computes with them.
@@ -128,14 +142,17 @@ pub fn lower_products(graph: &Graph) -> pilotfish_graph::Result<Graph> {
         });
         let packed = new.param(&name, packed)?;
         let shape = new.shape(inputs[0]).with(new.shape(inputs[0]).rank() - 1, outs.into());
+        let mut attributes =
+            vec![("outs".into(), Setting::Int(outs as i64)), ("ins".into(), Setting::Int(ins as i64))];
+        if let Kind::Sparse(Pattern { keep, group }) = kind {
+            attributes.push(("keep".into(), Setting::Int(keep as i64)));
+            attributes.push(("group".into(), Setting::Int(group as i64)));
+        }
         let custom = Custom {
             domain: PRODUCTS_DOMAIN.into(),
             name: kind.operator().into(),
             provider: PROVIDER.into(),
-            attributes: vec![
-                ("outs".into(), Setting::Int(outs as i64)),
-                ("ins".into(), Setting::Int(ins as i64)),
-            ],
+            attributes,
             results: vec![(shape, DType::F32)],
         };
         let mut product = new.apply(Op::Custom(Box::new(custom)), &[inputs[0], packed])?[0];
@@ -154,6 +171,7 @@ fn packed_len(kind: Kind, outs: usize, ins: usize) -> usize {
         Kind::Bf16 => Dense::packed_bytes(outs, ins, Float::Bf16),
         Kind::Int4 => Blocks::packed_bytes(outs, ins, form(Bits::Four)),
         Kind::Int8 => Blocks::packed_bytes(outs, ins, form(Bits::Eight)),
+        Kind::Sparse(pattern) => Sparse::packed_bytes(outs, ins, pattern, Kept::F32),
     };
     bytes / 4
 }
@@ -213,7 +231,11 @@ impl Operator for Linear {
             let size = context.get::<i64>(name).and_then(|size| usize::try_from(size).ok());
             size.ok_or_else(|| ort::Error::new(format!("pilotfish: no attribute {name}")))
         };
-        let (kind, shape, width) = (self.kind, [size("outs")?, size("ins")?], self.threads);
+        let kind = match self.kind {
+            Kind::Sparse(_) => Kind::Sparse(Pattern { keep: size("keep")?, group: size("group")? }),
+            kind => kind,
+        };
+        let (shape, width) = ([size("outs")?, size("ins")?], self.threads);
         let weights = context.constant_input::<ort::value::DynTensorValueType>(1)?;
         let (_, weights) = weights.try_extract_tensor::<f32>()?;
         let bytes: &[u8] = bytemuck::cast_slice(weights);
