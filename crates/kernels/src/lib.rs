@@ -31,6 +31,7 @@ mod isa;
 mod lines;
 mod parallel;
 mod product;
+mod roofline;
 mod rows;
 #[cfg(target_arch = "x86_64")]
 mod simd;
@@ -44,4 +45,5 @@ pub use gather::{Active, Columns, Neurons};
 pub use isa::{ISA_VARIABLE, Isa};
 pub use parallel::{Parallel, Rayon, Serial};
 pub use product::Product;
+pub use roofline::Roofline;
 pub use sparse::{Kept, Pattern, Sparse};

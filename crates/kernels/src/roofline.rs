@@ -1,0 +1,281 @@
+//! What a machine can do at most: how fast it reads memory, and how fast it multiplies and adds.
+//!
+//! A product of `w` rows cannot take less than `bound(w) = max(bytes / bandwidth, operations / peak)`; every figure of
+//! speed means something only beside it. Each limit is the best of several attempts, because whatever else the machine
+//! does can only make one slower.
+
+use std::sync::Barrier;
+use std::time::Instant;
+
+use crate::isa::{Isa, Level};
+
+/// The limits of a machine with some threads, measured.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Roofline {
+    /// Threads that worked at once.
+    pub threads: usize,
+    /// Bytes a second that are read from memory.
+    pub bandwidth: f64,
+    /// Operations a second of f32 fused multiply-adds; each counts as two.
+    pub float: f64,
+    /// Operations a second of products of bytes summed in 32 bits; each counts as two. Where there is no such
+    /// instruction, that of floats.
+    pub byte: f64,
+}
+
+/// Floats that a thread reads: 128 MB, more than caches hold.
+const READ: usize = 32 << 20;
+const ATTEMPTS: usize = 5;
+const STEPS: usize = 1 << 20;
+
+impl Roofline {
+    /// Measures for about a second, on `threads` threads of its own (at least one).
+    pub fn measure(threads: usize) -> Self {
+        let (threads, isa) = (threads.max(1), Isa::best());
+        let buffers: Vec<Vec<f32>> = (0..threads).map(|_| vec![1.0; READ]).collect();
+        let read = |ahead: usize| {
+            let bytes = (threads * READ * 4) as f64;
+            best(threads, bytes, |thread| read(isa, &buffers[thread], ahead))
+        };
+        let float = best(threads, (threads * STEPS) as f64 * float_operations(isa), |_| float_peak(isa));
+        let byte = match byte_operations(isa) {
+            Some(operations) => best(threads, (threads * STEPS) as f64 * operations, |_| byte_peak(isa)),
+            None => float,
+        };
+        Self { threads, bandwidth: read(0).max(read(2048)), float, byte }
+    }
+
+    /// The least seconds that reading so many bytes and computing so many operations on floats can take, each
+    /// hidden behind the other.
+    pub fn bound(&self, bytes: f64, operations: f64) -> f64 {
+        (bytes / self.bandwidth).max(operations / self.float)
+    }
+
+    /// As [`bound`](Self::bound), for operations on bytes.
+    pub fn bound_of_bytes(&self, bytes: f64, operations: f64) -> f64 {
+        (bytes / self.bandwidth).max(operations / self.byte)
+    }
+}
+
+/// The highest rate of `amount` done by all threads together.
+fn best(threads: usize, amount: f64, work: impl Fn(usize) -> f32 + Sync) -> f64 {
+    let barrier = Barrier::new(threads);
+    let attempt = || {
+        let time = |thread: usize| {
+            barrier.wait();
+            let clock = Instant::now();
+            std::hint::black_box(work(thread));
+            clock.elapsed().as_secs_f64()
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|thread| scope.spawn(move || time(thread))).collect();
+            let own = time(0);
+            others.into_iter().filter_map(|other| other.join().ok()).fold(own, f64::max)
+        })
+    };
+    amount / (0..ATTEMPTS).map(|_| attempt()).fold(f64::INFINITY, f64::min).max(1e-9)
+}
+
+/// Sums of numbers of which each is read once; `ahead` bytes are asked for early.
+fn read(isa: Isa, numbers: &[f32], ahead: usize) -> f32 {
+    match isa.0 {
+        Level::Scalar => {
+            let mut sums = [0.0f32; 64];
+            for block in numbers.as_chunks::<64>().0 {
+                for (sum, number) in sums.iter_mut().zip(block) {
+                    *sum += number;
+                }
+            }
+            sums.iter().sum()
+        }
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level was detected.
+        level => unsafe {
+            match level {
+                Level::Avx512 => x86::read_512(numbers, ahead),
+                _ => x86::read_256(numbers, ahead),
+            }
+        },
+    }
+}
+
+/// Operations of a step of [`float_peak`].
+fn float_operations(isa: Isa) -> f64 {
+    match isa.0 {
+        Level::Scalar => 2.0 * 64.0,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => 2.0 * 8.0 * 12.0,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => 2.0 * 16.0 * 12.0,
+    }
+}
+
+fn float_peak(isa: Isa) -> f32 {
+    match isa.0 {
+        Level::Scalar => {
+            let (mut sums, by) = ([0.0f32; 64], std::hint::black_box(0.5f32));
+            for _ in 0..STEPS {
+                sums.iter_mut().for_each(|sum| *sum = by.mul_add(by, *sum));
+            }
+            sums.iter().sum()
+        }
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level was detected.
+        level => unsafe {
+            match level {
+                Level::Avx512 => x86::float_512(STEPS),
+                _ => x86::float_256(STEPS),
+            }
+        },
+    }
+}
+
+/// Operations of a step of [`byte_peak`], where there is such an instruction.
+fn byte_operations(isa: Isa) -> Option<f64> {
+    match isa.0 {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => Some(2.0 * 64.0 * 12.0),
+        _ => None,
+    }
+}
+
+fn byte_peak(isa: Isa) -> f32 {
+    match isa.0 {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the level was detected, and it includes VNNI.
+        Level::Avx512 => unsafe { x86::byte_512(STEPS) },
+        _ => 0.0,
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use crate::simd::Lanes;
+
+    #[inline(always)]
+    unsafe fn read<V: Lanes>(numbers: &[f32], ahead: usize) -> f32 {
+        const AT_ONCE: usize = 8;
+        unsafe {
+            let (mut sums, one) = ([V::zero(); AT_ONCE], V::splat(1.0));
+            for block in numbers.chunks_exact(AT_ONCE * V::LANES) {
+                let from = block.as_ptr();
+                if ahead > 0 {
+                    for line in 0..AT_ONCE * V::LANES / 16 {
+                        _mm_prefetch::<_MM_HINT_T0>(from.cast::<i8>().wrapping_add(ahead + 64 * line));
+                    }
+                }
+                for (at, sum) in sums.iter_mut().enumerate() {
+                    *sum = V::load(from.add(at * V::LANES)).fma(one, *sum);
+                }
+            }
+            total(&sums)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn total<V: Lanes>(sums: &[V]) -> f32 {
+        let mut all = [0.0f32; 16];
+        let mut total = 0.0;
+        for sum in sums {
+            // SAFETY: no vector is wider.
+            unsafe { sum.store(all.as_mut_ptr()) };
+            total += all[..V::LANES].iter().sum::<f32>();
+        }
+        total
+    }
+
+    /// Twelve independent sums hide the four cycles of an addition on two units.
+    #[inline(always)]
+    unsafe fn float<V: Lanes>(steps: usize) -> f32 {
+        unsafe {
+            let (mut sums, by) = ([V::zero(); 12], V::splat(std::hint::black_box(0.5)));
+            for _ in 0..steps {
+                for sum in &mut sums {
+                    *sum = by.fma(by, *sum);
+                }
+            }
+            total(&sums)
+        }
+    }
+
+    /// # Safety
+    /// AVX-512.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub(super) unsafe fn read_512(numbers: &[f32], ahead: usize) -> f32 {
+        unsafe { read::<__m512>(numbers, ahead) }
+    }
+
+    /// # Safety
+    /// AVX2 and FMA.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn read_256(numbers: &[f32], ahead: usize) -> f32 {
+        unsafe { read::<__m256>(numbers, ahead) }
+    }
+
+    /// # Safety
+    /// AVX-512.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub(super) unsafe fn float_512(steps: usize) -> f32 {
+        unsafe { float::<__m512>(steps) }
+    }
+
+    /// # Safety
+    /// AVX2 and FMA.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn float_256(steps: usize) -> f32 {
+        unsafe { float::<__m256>(steps) }
+    }
+
+    /// # Safety
+    /// AVX-512 with VNNI.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    pub(super) unsafe fn byte_512(steps: usize) -> f32 {
+        let by = _mm512_set1_epi32(std::hint::black_box(0x0101_0101));
+        let mut sums = [_mm512_setzero_si512(); 12];
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, by, by);
+            }
+        }
+        sums.iter().map(|&sum| _mm512_reduce_add_epi32(sum) as f32).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_by_hand() {
+        let roofline = Roofline { threads: 1, bandwidth: 10.0, float: 4.0, byte: 16.0 };
+        assert_eq!(roofline.bound(20.0, 4.0), 2.0);
+        assert_eq!(roofline.bound(20.0, 12.0), 3.0);
+        assert_eq!(roofline.bound_of_bytes(20.0, 12.0), 2.0);
+    }
+
+    #[test]
+    fn every_number_is_read_and_every_step_counts() {
+        let numbers = vec![1.0; 4096];
+        for &isa in Isa::available() {
+            for ahead in [0, 2048] {
+                assert_eq!(read(isa, &numbers, ahead), 4096.0, "{}", isa.name());
+            }
+            // A quarter a step and lane, until a sum is too large for it: 2^24 quarters.
+            let lanes = float_operations(isa) / 2.0;
+            assert_eq!(f64::from(float_peak(isa)), lanes * STEPS as f64 / 4.0, "{}", isa.name());
+            if let Some(operations) = byte_operations(isa) {
+                assert_eq!(f64::from(byte_peak(isa)), operations / 2.0 * STEPS as f64, "{}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn limits_are_numbers() {
+        let roofline = Roofline::measure(1);
+        for limit in [roofline.bandwidth, roofline.float, roofline.byte] {
+            assert!(limit.is_finite() && limit > 0.0);
+        }
+    }
+}
