@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::label_models::{Convergence, Entry, Estimate, Fitted};
+use crate::label_models::{Convergence, Entry, Estimate, Fitted, LabelModel};
 use crate::{Result, SupervisionError, Votes};
 
 /// What one model made of votes.
@@ -24,17 +24,24 @@ pub struct Outcome {
 
 /// Fits models one after the other; a model that is not for these votes says so in its outcome.
 pub fn fit_all(votes: &Votes, truth: Option<&[Option<usize>]>, models: &[&Entry]) -> Vec<Outcome> {
-    let fit = |entry: &&Entry| {
-        let start = Instant::now();
-        let fitted = entry.model().fit(votes).map_err(|error| error.to_string());
-        let seconds = start.elapsed().as_secs_f64();
-        let accuracy = match (&fitted, truth) {
-            (Ok(fitted), Some(truth)) => fitted.posterior.accuracy(truth),
-            _ => None,
-        };
-        Outcome { name: entry.name, fitted, accuracy, seconds }
+    models.iter().map(|entry| fit_one(votes, truth, entry.name, &*entry.model())).collect()
+}
+
+/// Fits one model under a name.
+pub fn fit_one(
+    votes: &Votes,
+    truth: Option<&[Option<usize>]>,
+    name: &'static str,
+    model: &dyn LabelModel,
+) -> Outcome {
+    let start = Instant::now();
+    let fitted = model.fit(votes).map_err(|error| error.to_string());
+    let seconds = start.elapsed().as_secs_f64();
+    let accuracy = match (&fitted, truth) {
+        (Ok(fitted), Some(truth)) => fitted.posterior.accuracy(truth),
+        _ => None,
     };
-    models.iter().map(fit).collect()
+    Outcome { name, fitted, accuracy, seconds }
 }
 
 /// An outcome as a machine reads it.
@@ -116,19 +123,45 @@ impl Outcome {
     }
 }
 
+/// Whether labels can be written to a path, before anything is fitted: its folder exists and it is no folder itself.
+///
+/// # Errors
+/// What is in the way.
+pub fn check_output(path: &Path) -> Result<()> {
+    let refuse = |kind, why: String| {
+        let source = std::io::Error::new(kind, why);
+        Err(SupervisionError::Io { path: path.display().to_string(), source })
+    };
+    if path.is_dir() || path.file_name().is_none() {
+        let why = "is a folder; name a file in it, such as labels.csv".to_owned();
+        return refuse(std::io::ErrorKind::IsADirectory, why);
+    }
+    match folder(path) {
+        folder if folder.is_dir() => Ok(()),
+        folder => {
+            let why = format!("there is no folder {}; make it first", folder.display());
+            refuse(std::io::ErrorKind::NotFound, why)
+        }
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Writes labels and probabilities, one item a line: CSV, or JSON lines where the path ends so. The file appears complete
 /// or not at all.
 ///
 /// # Errors
-/// A file that cannot be written; a fit of other votes.
+/// As [`check_output`]; a file that cannot be written; a fit of other votes.
 pub fn write_labels(path: &Path, votes: &Votes, fitted: &Fitted) -> Result<()> {
     if fitted.posterior.items() != votes.items() {
         let (got, want) = (fitted.posterior.items(), votes.items());
         return Err(SupervisionError::Shape { what: "posteriors", got, want });
     }
+    check_output(path)?;
     let io = |source| SupervisionError::Io { path: path.display().to_string(), source };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder(path)).map_err(io)?;
     let json = path.extension().is_some_and(|ending| ending == "jsonl" || ending == "ndjson");
     let classes: Vec<String> =
         (0..votes.classes()).map(|class| votes.class_names().get(class).into()).collect();
@@ -210,7 +243,10 @@ mod tests {
         let text = std::fs::read_to_string(&path).expect("there");
         assert_eq!(text.lines().count(), 2);
         assert!(text.lines().nth(1).expect("two").contains("\"label\":\"no\""));
-        assert!(write_labels(&folder.path().join("none/out.csv"), &votes, fitted).is_err());
+        let refused = |path: &Path| write_labels(path, &votes, fitted).expect_err("refused").to_string();
+        assert!(refused(&folder.path().join("none/out.csv")).contains("there is no folder"));
+        assert!(refused(folder.path()).contains("is a folder"));
+        assert!(check_output(Path::new("out.csv")).is_ok() && check_output(Path::new("/")).is_err());
         assert_eq!(std::fs::read_dir(folder.path()).expect("folder").count(), 2);
         let names: std::collections::HashSet<_> = CATALOGUE.iter().map(|entry| entry.name).collect();
         assert_eq!(names.len(), CATALOGUE.len());

@@ -5,6 +5,9 @@
 //! and fetched before it runs.
 
 mod aded_adaptivity;
+mod judging;
+mod label_models;
+mod meta_ranking;
 mod methods;
 mod options;
 mod quickstart;
@@ -34,7 +37,9 @@ pub const ALL: &[&Experiment] = &[
     &aded_adaptivity::ADED_ADAPTIVITY,
     &rsd_budget::RSD_BUDGET,
     &specdec_threshold::SPECDEC_THRESHOLD,
+    &label_models::LABEL_MODELS,
     &weaver::WEAVER,
+    &meta_ranking::META_RANKING,
 ];
 
 /// Options that every experiment has.

@@ -17,6 +17,7 @@ use pilotfish_supervision::weaver::{
 use serde::{Deserialize, Serialize};
 
 use super::{Failure, WEAVER, mean, percent, width_cost};
+use crate::experiments::judging::auroc;
 use crate::experiments::tasks::{Problem, Task, extract, problems};
 use crate::experiments::{Context, Options};
 use crate::plots::{Kind, Plot, Point, Series};
@@ -353,22 +354,6 @@ fn two_folds(
     Ok(out)
 }
 
-/// Probability that a right response scores above a wrong one; ties count half.
-fn auroc(scores: impl Iterator<Item = (f64, bool)>) -> Option<f64> {
-    let mut all: Vec<(f64, bool)> = scores.filter(|(score, _)| !score.is_nan()).collect();
-    all.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let (right, wrong) = (all.iter().filter(|x| x.1).count(), all.iter().filter(|x| !x.1).count());
-    let (mut sum, mut at) = (0.0, 0);
-    while at < all.len() {
-        let end = at + all[at..].iter().take_while(|x| x.0 == all[at].0).count();
-        let rank = (at + end + 1) as f64 / 2.0;
-        sum += rank * all[at..end].iter().filter(|x| x.1).count() as f64;
-        at = end;
-    }
-    let pairs = (right * wrong) as f64;
-    (pairs > 0.0).then(|| (sum - (right * (right + 1)) as f64 / 2.0) / pairs)
-}
-
 fn report(name: &str, asked: &[Asked], dev: usize, result: &mut ResultFile) -> Result<String, Failure> {
     let samples = asked.first().map_or(0, |asked| asked.answers.len());
     let title =
@@ -485,19 +470,4 @@ fn add_row(table: &mut Table, name: &str, right: &[Vec<f64>]) -> Result<(), Fail
     }
     table.row(cells);
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn areas_by_hand() {
-        let area = |list: &[(f64, bool)]| auroc(list.iter().copied());
-        assert_eq!(area(&[(0.1, false), (0.9, true)]), Some(1.0));
-        assert_eq!(area(&[(0.5, false), (0.5, true), (f64::NAN, true)]), Some(0.5));
-        // Of four pairs three are in order.
-        assert_eq!(area(&[(0.1, false), (0.2, true), (0.3, false), (0.4, true)]), Some(0.75));
-        assert_eq!(area(&[(0.1, true)]), None);
-    }
 }

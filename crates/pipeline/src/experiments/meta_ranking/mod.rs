@@ -1,0 +1,104 @@
+//! Meta Ranking: judges of known quality, then a small model that judges answers to other questions.
+
+mod real;
+mod synthetic;
+
+use pilotfish_evaluation::Interval;
+
+use super::{Choice, Context, Experiment, Finished, Outcome, width_cost};
+use crate::machine::{self, Machine};
+use crate::results::ResultFile;
+use crate::steps::Run;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// The experiment.
+pub(super) const META_RANKING: Experiment = Experiment {
+    name: "meta-ranking",
+    about: "is this answer right? asked by comparison with other questions' answers: simulated judges, then SmolLM2-135M",
+    needs: &["smollm2-135m"],
+    library: true,
+    options: &[
+        Choice { name: "part", default: "both", about: "synthetic, real or both" },
+        Choice { name: "items", default: "200", about: "answers to judge" },
+        Choice {
+            name: "references",
+            default: "6",
+            about: "right references, and as many wrong ones, of which each draw takes 3 and 2",
+        },
+        Choice { name: "draws", default: "5", about: "draws of five references" },
+        Choice {
+            name: "solutions",
+            default: "",
+            about: "GSM8K model solutions (example_model_solutions.jsonl): judged instead of the model's own sums",
+        },
+        Choice { name: "weak", default: "6b_verification", about: "whose solutions are judged" },
+        Choice { name: "strong", default: "175b_verification", about: "whose solutions a cascade turns to" },
+        Choice { name: "longest", default: "110", about: "tokens of a question and its solution at most" },
+        Choice {
+            name: "model",
+            default: "smollm2-135m",
+            about: "the judge: a model's name, or the path of a checkpoint",
+        },
+        Choice { name: "storage", default: "f32", about: "how matrices are stored: f32, int8, int4" },
+        Choice { name: "threads", default: "2", about: "threads" },
+        Choice { name: "seed", default: "0", about: "seed of problems, references and simulations" },
+    ],
+    run,
+};
+
+fn run(context: &Context) -> Outcome {
+    let options = context.options();
+    let (with_synthetic, with_real) = match options.text("part")? {
+        "synthetic" => (true, false),
+        "real" => (false, true),
+        "both" => (true, true),
+        other => return Err(format!("--part {other:?}: there are synthetic, real, both").into()),
+    };
+    let (started, load) = (machine::now(), machine::load());
+    let mut run =
+        Run::open(context.results(), META_RANKING.name, options, context.fresh(), context.is_quiet())?;
+    let mut config = serde_json::to_value(options)?;
+    if let Some(path) = config.get_mut("solutions") {
+        // The file's name is enough to say what was read.
+        let name = path.as_str().and_then(|path| std::path::Path::new(path).file_name());
+        *path = name.map_or("".into(), |name| name.to_string_lossy().into_owned().into());
+    }
+    let mut result = ResultFile {
+        experiment: META_RANKING.name.into(),
+        title: "Meta Ranking: judging answers by comparison across questions".into(),
+        config,
+        seeds: vec![options.get("seed")?],
+        versions: width_cost::versions(),
+        commit: machine::commit(std::path::Path::new(".")),
+        machine: Machine::here(),
+        ..ResultFile::default()
+    };
+    let mut summary = Vec::new();
+    let items: usize = options.get("items")?;
+    let expected = u64::from(with_synthetic) * synthetic::STEPS
+        + u64::from(with_real) * real::steps(items, !options.text("solutions")?.is_empty());
+    run.expect(expected);
+    if with_synthetic {
+        summary.push(synthetic::run(&mut run, options.get("seed")?, &mut result)?);
+    }
+    if with_real {
+        summary.push(real::run(context, &mut run, &mut result)?);
+    }
+    run.finish();
+    result.summary = summary.join(" ");
+    (result.load, result.time) = ([load, machine::load()], [started, machine::now()]);
+    let (path, report) = result.write(run.folder())?;
+    for table in &result.tables {
+        context.show(&format!("{}\n", table.terminal()));
+    }
+    context.show(&result.summary);
+    for note in &result.notes {
+        context.show(&format!("- {note}"));
+    }
+    Ok(Finished { result: Some(path), report: Some(report) })
+}
+
+fn shown(value: Option<(f64, Interval)>) -> String {
+    value.map_or("-".into(), |(value, Interval { low, high })| format!("{value:.3} [{low:.3}, {high:.3}]"))
+}
