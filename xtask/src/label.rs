@@ -4,11 +4,15 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use pilotfish_pipeline::tables::Table;
-use pilotfish_supervision::label_models::{CATALOGUE, Entry, find};
-use pilotfish_supervision::labelling::{Outcome, Summary, fit_all, write_labels};
+use pilotfish_supervision::Votes;
+use pilotfish_supervision::label_models::{CATALOGUE, Entry, Snorkel, find};
+use pilotfish_supervision::labelling::{Outcome, Summary, check_output, fit_all, fit_one, write_labels};
 use pilotfish_supervision::votes::{read, read_truth};
 
 use crate::Usage;
+
+/// The model that needs more than a name.
+const METAL: &str = "metal";
 
 /// Voters that the terminal shows.
 const SHOWN: usize = 20;
@@ -24,6 +28,9 @@ pub(crate) struct Arguments {
     /// A model, several with commas between, or `all`
     #[arg(long, default_value = "ds", value_name = "NAME")]
     model: String,
+    /// Two voters that depend on each other beyond the truth; may be given several times, for the model `metal`
+    #[arg(long, num_args = 2, value_names = ["VOTER", "VOTER"])]
+    depends: Vec<String>,
     /// Write labels and probabilities there (csv, or jsonl by its ending); one model only
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -39,16 +46,34 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let Some(path) = arguments.votes.as_ref().filter(|_| !arguments.list) else {
         let mut table = Table::new("Label models", &["name", "what it is"]);
         CATALOGUE.iter().for_each(|entry| table.row([entry.name, entry.about]));
+        table.row([METAL, "Snorkel's model with dependencies: --depends VOTER VOTER, several times"]);
         println!("{}", table.terminal());
         return Ok(());
     };
-    let models = models(&arguments.model)?;
-    if arguments.out.is_some() && models.len() != 1 {
-        return Err(Usage("--out takes the labels of one model; name it with --model".into()).into());
+    let metal = arguments.model.trim() == METAL;
+    match (metal, arguments.depends.is_empty()) {
+        (true, true) => {
+            return Err(Usage("metal needs to know who depends on whom: --depends VOTER VOTER".into()).into());
+        }
+        (false, false) => return Err(Usage("--depends is for --model metal".into()).into()),
+        _ => {}
+    }
+    let models = if metal { Vec::new() } else { models(&arguments.model)? };
+    if let Some(out) = &arguments.out {
+        if !metal && models.len() != 1 {
+            return Err(Usage("--out takes the labels of one model; name it with --model".into()).into());
+        }
+        check_output(out).map_err(|error| Usage(format!("--out {error}")))?;
     }
     let votes = read(path)?.votes()?;
     let truth = arguments.truth.as_ref().map(|path| read_truth(path, &votes)).transpose()?;
-    let outcomes = fit_all(&votes, truth.as_deref(), &models);
+    let outcomes = if metal {
+        let dependencies = pairs(&arguments.depends, &votes)?;
+        let model = Snorkel { dependencies, ..Snorkel::default() };
+        vec![fit_one(&votes, truth.as_deref(), METAL, &model)]
+    } else {
+        fit_all(&votes, truth.as_deref(), &models)
+    };
     if let (Some(path), [Outcome { fitted: Ok(fitted), .. }]) = (&arguments.out, &outcomes[..]) {
         write_labels(path, &votes, fitted)?;
     }
@@ -76,6 +101,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
+/// Pairs of voters by their names.
+fn pairs(names: &[String], votes: &Votes) -> Result<Vec<(usize, usize)>> {
+    let index = votes.voter_names().index();
+    let place = |name: &String| {
+        let found = index.get(name.as_str()).copied();
+        found.ok_or_else(|| anyhow::Error::from(Usage(format!("--depends: no voter is called {name:?}"))))
+    };
+    names.chunks(2).map(|pair| Ok((place(&pair[0])?, place(&pair[1])?))).collect()
+}
+
 fn models(words: &str) -> Result<Vec<&'static Entry>> {
     if words == "all" {
         return Ok(CATALOGUE.iter().filter(|entry| entry.main).collect());
@@ -85,7 +120,7 @@ fn models(words: &str) -> Result<Vec<&'static Entry>> {
         .map(|name| {
             let names = || CATALOGUE.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", ");
             find(name.trim()).ok_or_else(|| {
-                Usage(format!("no label model called {name:?}; there are: {}, all", names())).into()
+                Usage(format!("no label model called {name:?}; there are: {}, {METAL}, all", names())).into()
             })
         })
         .collect()

@@ -713,4 +713,48 @@ mod tests {
         let at: Vec<f64> = problem.start.iter().map(|value| value + 0.05).collect();
         assert!((problem.evaluate(&at).0 - 0.675175 - 0.03).abs() < 1e-6);
     }
+
+    #[test]
+    fn the_first_guess_predicts() {
+        let votes = Votes::from_dense(2, 3, 2, &[0, 1, 0, 0, 1, 0]).expect("valid");
+        let rows = Rows::plain(&votes);
+        let start = Snorkel::default().problem(&rows, vec![0.5, 0.5]).expect("valid").start;
+        let table = start.iter().map(|value| value.clamp(0.01, 0.99).ln()).collect();
+        let rule = Rule::LogLinear { prior: vec![0.5f64.ln(); 2], table, silence: None };
+        let posterior = rule.posterior(&rows).expect("valid");
+        assert!((posterior.row(0)[0] - 0.99).abs() < 1e-12 && (posterior.row(1)[1] - 0.01).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_inverse_covariance_of_fixture_a_by_hand() {
+        let votes = fixture_a();
+        let rows = Rows::of(&votes).expect("groups");
+        let overlaps = overlaps(&rows, &every(&rows));
+        let o: Vec<f64> = (0..6).map(|a| overlaps[a * 6 + a]).collect();
+        // Of the votes for class 1.
+        let at = |i: usize, j: usize| overlaps[(2 * i + 1) * 6 + 2 * j + 1] - o[2 * i + 1] * o[2 * j + 1];
+        let inverse = Array2::from_shape_fn((3, 3), |(i, j)| at(i, j)).invc().expect("regular");
+        for ((i, j), want) in [((0, 1), -1.182328), ((0, 2), -1.953412), ((1, 2), -0.969362)] {
+            assert!((inverse[[i, j]] - want).abs() < 5e-7, "{i} {j}: {}", inverse[[i, j]]);
+        }
+        // z by triplets, c, and the covariance with the truth.
+        let z = [(0, 1, 2), (1, 0, 2), (2, 0, 1)]
+            .map(|(i, j, k)| (-inverse[[i, j]] * inverse[[i, k]] / inverse[[j, k]]).sqrt());
+        z.iter()
+            .zip([1.543558, 0.765976, 1.265526])
+            .for_each(|(z, want)| assert!((z - want).abs() < 5e-7, "{z} {want}"));
+        let through: Vec<f64> = (0..3).map(|i| (0..3).map(|j| at(i, j) * z[j]).sum()).collect();
+        let c = (1.0 + z.iter().zip(&through).map(|(z, s)| z * s).sum::<f64>()) / 0.24;
+        assert!((c - 11.803273).abs() < 1e-5, "{c}");
+        let with_truth: Vec<f64> = through.iter().map(|s| s / c.sqrt()).collect();
+        let shared = shared(&overlaps, &o, &[0, 1, 2], 2).expect("regular");
+        for (i, want) in [0.168, 0.12, 0.144].into_iter().enumerate() {
+            assert!((with_truth[i] - want).abs() < 1e-9);
+            // What the model makes of the inverse is the same, within a voter too.
+            for (j, other) in [0.168, 0.12, 0.144].into_iter().enumerate() {
+                let found = shared[(2 * i + 1) * 6 + 2 * j + 1] - o[2 * i + 1] * o[2 * j + 1];
+                assert!((found - want * other / 0.24).abs() < 1e-6, "{i} {j}: {found}");
+            }
+        }
+    }
 }
