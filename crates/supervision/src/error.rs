@@ -89,6 +89,14 @@ pub enum SupervisionError {
         /// Where.
         index: usize,
     },
+    /// Probabilities that are none.
+    #[error("row {index} is not a distribution: its sum is {sum}, or something in it is negative")]
+    NotDistribution {
+        /// The row.
+        index: usize,
+        /// Its sum.
+        sum: f64,
+    },
     /// A language model failed.
     #[error(transparent)]
     LanguageModel(#[from] pilotfish_model::ModelError),

@@ -16,6 +16,7 @@ mod names;
 mod solver;
 pub mod verifiers;
 pub mod votes;
+pub mod weak_to_strong;
 pub mod weaver;
 
 pub use error::{Result, SupervisionError};

@@ -7,9 +7,11 @@
 
 mod linear;
 mod perceptron;
+mod tree;
 
 pub use linear::{Logistic, LogisticConfig, balanced_weights};
 pub use perceptron::{AdamConfig, Perceptron, PerceptronConfig};
+pub use tree::{Tree, TreeConfig};
 
 use crate::{Result, SupervisionError};
 
