@@ -16,6 +16,8 @@
 //! | `diffusion` | `diffusion` | masked diffusion decoding, its policies and a benchmark |
 //! | `evaluation` | `evaluation` | paired comparisons, perplexity, prompt sets |
 //! | `sparsity` | `sparsity` | pruning, activation gates, laws of activation sparsity |
+//! | `kernels` | `kernels` | products of a few rows with dense, quantised and sparse weights |
+//! | `supervision` | `supervision` | votes, label models, verifiers of answers |
 //! | `training` | `training` | the same graphs with gradients |
 //! | `runtime` | `runtime`, `cuda` | ONNX Runtime behind the model traits |
 //! | `pipeline` | `pipeline` | experiments, setup, result files and reports |
@@ -50,11 +52,15 @@ pub use pilotfish_decoding as decoding;
 pub use pilotfish_diffusion as diffusion;
 #[cfg(feature = "evaluation")]
 pub use pilotfish_evaluation as evaluation;
+#[cfg(feature = "kernels")]
+pub use pilotfish_kernels as kernels;
 #[cfg(feature = "pipeline")]
 pub use pilotfish_pipeline as pipeline;
 #[cfg(feature = "runtime")]
 pub use pilotfish_runtime as runtime;
 #[cfg(feature = "sparsity")]
 pub use pilotfish_sparsity as sparsity;
+#[cfg(feature = "supervision")]
+pub use pilotfish_supervision as supervision;
 #[cfg(feature = "training")]
 pub use pilotfish_training as training;

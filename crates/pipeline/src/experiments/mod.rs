@@ -5,6 +5,7 @@
 //! and fetched before it runs.
 
 mod aded_adaptivity;
+mod cache_layout;
 mod judging;
 mod label_models;
 mod meta_ranking;
@@ -17,6 +18,7 @@ mod specdec_threshold;
 mod speculative;
 mod tasks;
 mod toys;
+mod w2s;
 mod weaver;
 pub mod width_cost;
 
@@ -34,12 +36,14 @@ pub const ALL: &[&Experiment] = &[
     &quickstart::QUICKSTART,
     &speculative::SPECULATIVE,
     &width_cost::WIDTH_COST,
+    &cache_layout::CACHE_LAYOUT,
     &aded_adaptivity::ADED_ADAPTIVITY,
     &rsd_budget::RSD_BUDGET,
     &specdec_threshold::SPECDEC_THRESHOLD,
     &label_models::LABEL_MODELS,
     &weaver::WEAVER,
     &meta_ranking::META_RANKING,
+    &w2s::W2S,
 ];
 
 /// Options that every experiment has.
