@@ -20,16 +20,19 @@ fn task(n: usize) -> Task {
     Task::new(ids, groups, (0..n).map(|row| row % 2).collect(), 2).unwrap()
 }
 
+/// What happened: who, rows, targets.
+type Log = Rc<RefCell<Vec<(&'static str, Vec<usize>, Array2<f64>)>>>;
+
 /// Learns by heart, remembers what it was taught, and is wrong on rows that a rule picks.
 struct Rote {
     wrong: fn(usize) -> bool,
-    log: Rc<RefCell<Vec<(&'static str, Vec<usize>, Array2<f64>)>>>,
+    log: Log,
     name: &'static str,
 }
 
 struct Learnt {
     wrong: fn(usize) -> bool,
-    log: Rc<RefCell<Vec<(&'static str, Vec<usize>, Array2<f64>)>>>,
+    log: Log,
     sum: f64,
 }
 

@@ -66,10 +66,10 @@ fn run(context: &Context) -> Outcome {
     let mut run =
         Run::open(context.results(), CACHE_LAYOUT.name, options, context.fresh(), context.is_quiet())?;
     run.expect(pasts.len() as u64);
-    let open = |fused| {
+    let open = |fused| -> Result<OnnxCausal, Failure> {
         let mut load = LoadOptions::default().threads(threads);
         load.export.fused = fused;
-        OnnxCausal::from_checkpoint(&checkpoint, &load)
+        Ok(OnnxCausal::from_checkpoint(&checkpoint, &load)?)
     };
     let mut models = [open(true)?, open(false)?];
     let row = 2 * config.layers * config.kv_heads * config.head_dim * 4;

@@ -161,8 +161,8 @@ fn run(context: &Context) -> Outcome {
             "PGR is a ratio of means over seeds; its interval resamples seeds, and test items within them, for all \
              three models together. 'Not resolvable': floor and ceiling are less than three standard errors apart."
                 .into(),
-            "The confidence loss is a tool for large gaps. Where the gap is small, or the supervisor's errors cannot \
-             be told from the truth, it loses."
+            "The paper's gain by the confidence loss needs a student that knows something of the task beforehand. A head \
+             that begins at 0 does not: compare its rows with plain imitation's before believing in it."
                 .into(),
         ],
     };
