@@ -41,10 +41,11 @@ fn smollm2_has_the_logits_and_the_greedy_output_of_onnx_runtime() {
         .map(|options| OnnxCausal::from_checkpoint(&checkpoint, &options).unwrap());
     let prompts = prompts();
     assert_eq!(prompts.len(), 20);
-    for prompt in &prompts {
+    let (every, tokens) = if cfg!(feature = "slow") { (1, 16) } else { (5, 3) };
+    for prompt in prompts.iter().step_by(every) {
         models.iter_mut().for_each(|model| model.truncate(0).unwrap());
         let mut next = prompt.clone();
-        for token in 0..6 {
+        for token in 0..tokens {
             let [want, got] = [0, 1].map(|which| last_logits(&mut models[which], &next));
             let worst = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             // The end-of-text token alone is ill-conditioned: after it ONNX Runtime's own logits differ by 1e-3

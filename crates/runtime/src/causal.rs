@@ -15,6 +15,7 @@ use pilotfish_model::{
 
 use crate::error::backend;
 use crate::export::{self, ExportOptions, Exported};
+use crate::planner::{Planner, ProductChoice};
 use crate::products::{Products, product_operators};
 use crate::segment::{Segment, Sizes};
 use crate::session::SessionConfig;
@@ -36,6 +37,7 @@ pub struct OnnxCausal {
     stack: Stack,
     head: Rows,
     final_norm: Rows,
+    choices: Vec<ProductChoice>,
     /// Keeps the files of a model that has no checkpoint.
     _files: Option<tempfile::TempDir>,
 }
@@ -57,7 +59,7 @@ impl OnnxCausal {
         let device = options.session.device.resolve()?;
         let export = options.export.on(device);
         export.check(network.config().layers)?;
-        let exported = export::cached(checkpoint, network, &export)?;
+        let exported = export::cached(checkpoint, network, &export, options.session.threads)?;
         Self::load(checkpoint.name(), network, &exported, &export, options, None)
     }
 
@@ -66,8 +68,14 @@ impl OnnxCausal {
         let device = options.session.device.resolve()?;
         let export = options.export.on(device);
         let folder = tempfile::tempdir().map_err(|source| RuntimeError::io(std::env::temp_dir(), source))?;
-        let exported = export::write(network, &export, folder.path())?;
+        let mut planner = Planner::new(export.products, options.session.threads);
+        let exported = export::write(network, &export, &mut planner, folder.path())?;
         Self::load(name, network, &exported, &export, options, Some(folder))
+    }
+
+    /// Whose kernel multiplies each matrix, and why.
+    pub fn products(&self) -> &[ProductChoice] {
+        &self.choices
     }
 
     /// Time spent inside ONNX Runtime's own calls so far. What a step takes beyond it is ours: masks, cache,
@@ -89,7 +97,7 @@ impl OnnxCausal {
         let config = network.config();
         let mut session =
             SessionConfig { device: options.session.device.resolve()?, ..options.session.clone() };
-        if export.products == Products::Pilotfish {
+        if export.products != Products::Ort {
             session.operators.push(product_operators(session.threads));
         }
         let sizes = Sizes {
@@ -141,6 +149,7 @@ impl OnnxCausal {
             },
             head: Rows::load(&exported.head(), &session, "logits")?,
             final_norm: Rows::load(&exported.final_norm(), &session, "y")?,
+            choices: exported.choices.clone(),
             info,
             _files: files,
         })

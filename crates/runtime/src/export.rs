@@ -12,7 +12,8 @@ use pilotfish_graph::{Graph, Node, Op, Storage, passes};
 use sha2::{Digest, Sha256};
 
 use crate::home::Home;
-use crate::products::{Products, lower_products};
+use crate::planner::{Planner, ProductChoice};
+use crate::products::Products;
 use crate::{Device, Result, RuntimeError};
 
 /// Raised whenever what is written changes.
@@ -48,6 +49,10 @@ impl Default for ExportOptions {
 
 impl ExportOptions {
     pub(crate) fn check(&self, layers: usize) -> Result<()> {
+        if let Products::Auto { rows: 0 } = self.products {
+            let want = "a number of rows";
+            return Err(RuntimeError::Option { option: "products", value: self.products.to_string(), want });
+        }
         for (option, list, most) in [("taps", &self.taps, layers), ("cuts", &self.cuts, layers)] {
             if let Some(value) = list.iter().find(|&&value| value > most) {
                 let want = "layers of the model";
@@ -83,6 +88,8 @@ impl ExportOptions {
 #[derive(Clone, Debug)]
 pub(crate) struct Exported {
     folder: PathBuf,
+    /// Whose kernel multiplies each matrix.
+    pub choices: Vec<ProductChoice>,
 }
 
 impl Exported {
@@ -105,13 +112,16 @@ pub(crate) fn cached(
     checkpoint: &Checkpoint,
     network: &CausalNetwork,
     options: &ExportOptions,
+    threads: usize,
 ) -> Result<Exported> {
+    let mut planner = Planner::new(options.products, threads);
+    let choices = plan(network, options, &mut planner)?;
     let root = Home::locate()?.root().join("exports");
     std::fs::create_dir_all(&root).map_err(|source| RuntimeError::io(&root, source))?;
-    let name = key(checkpoint, options)?;
+    let name = key(checkpoint, options, &choices)?;
     let folder = root.join(&name);
     if folder.is_dir() {
-        return Ok(Exported { folder });
+        return Ok(Exported { folder, choices });
     }
     let lock = root.join(format!("{name}.lock"));
     let file = File::create(&lock).map_err(|source| RuntimeError::io(&lock, source))?;
@@ -122,27 +132,56 @@ pub(crate) fn cached(
         if partial.is_dir() {
             std::fs::remove_dir_all(&partial).map_err(|source| RuntimeError::io(&partial, source))?;
         }
-        write(network, options, &partial)?;
+        write(network, options, &mut planner, &partial)?;
         std::fs::rename(&partial, &folder).map_err(|source| RuntimeError::io(&folder, source))?;
     }
-    Ok(Exported { folder })
+    Ok(Exported { folder, choices })
 }
 
 /// Writes all files of a network into a folder, which is created.
-pub(crate) fn write(network: &CausalNetwork, options: &ExportOptions, folder: &Path) -> Result<Exported> {
+pub(crate) fn write(
+    network: &CausalNetwork,
+    options: &ExportOptions,
+    planner: &mut Planner,
+    folder: &Path,
+) -> Result<Exported> {
     std::fs::create_dir_all(folder).map_err(|source| RuntimeError::io(folder, source))?;
-    let exported = Exported { folder: folder.into() };
     let layers = network.config().layers;
     options.check(layers)?;
-    let body_options = BodyOptions { taps: options.taps.clone(), ..BodyOptions::default() };
+    let exported = Exported { folder: folder.into(), choices: plan(network, options, planner)? };
     for range in options.segments(layers) {
-        let graph = network.body(range.clone(), &body_options)?;
+        let graph = planner.lower(&body(network, options, &range)?)?;
         put(&graph, network, options, &exported.body(&range))?;
     }
-    put(&network.head_graph()?, network, options, &exported.head())?;
-    let plain = ExportOptions { storage: Storage::F32, ..options.clone() };
-    put(&network.final_norm_graph()?, network, &plain, &exported.final_norm())?;
+    let head = planner.lower(&head(network, options)?)?;
+    put(&head, network, options, &exported.head())?;
+    put(&network.final_norm_graph()?, network, options, &exported.final_norm())?;
     Ok(exported)
+}
+
+/// A choice for every matrix.
+fn plan(
+    network: &CausalNetwork,
+    options: &ExportOptions,
+    planner: &mut Planner,
+) -> Result<Vec<ProductChoice>> {
+    let mut choices = Vec::new();
+    for range in options.segments(network.config().layers) {
+        choices.extend(planner.choices(&body(network, options, &range)?)?);
+    }
+    choices.extend(planner.choices(&head(network, options)?)?);
+    Ok(choices)
+}
+
+/// Layers as they are stored. One long product streams memory better than three short ones.
+fn body(network: &CausalNetwork, options: &ExportOptions, layers: &Range<usize>) -> Result<Graph> {
+    let body_options = BodyOptions { taps: options.taps.clone(), ..BodyOptions::default() };
+    let graph = network.body(layers.clone(), &body_options)?;
+    Ok(passes::merge_linears(&stored(&graph, options.storage)?)?)
+}
+
+fn head(network: &CausalNetwork, options: &ExportOptions) -> Result<Graph> {
+    Ok(passes::merge_linears(&stored(&network.head_graph()?, options.storage)?)?)
 }
 
 fn stored(graph: &Graph, storage: Storage) -> Result<Graph> {
@@ -166,24 +205,20 @@ pub(crate) fn costs_of_a_row(network: &CausalNetwork, storage: Storage) -> Resul
 }
 
 fn put(graph: &Graph, network: &CausalNetwork, options: &ExportOptions, path: &Path) -> Result<()> {
-    let stored = stored(graph, options.storage)?;
-    // One long product streams memory better than three short ones.
-    let merged = passes::merge_linears(&stored)?;
     let lowering = match options.fused {
         true => Lowering::Fused { positions: network.config().context },
         false => Lowering::Standard,
     };
-    let lowered = match options.products {
-        Products::Ort => merged,
-        Products::Pilotfish => lower_products(&merged)?,
-    };
-    Ok(onnx::write(&lowered, lowering, path)?)
+    Ok(onnx::write(graph, lowering, path)?)
 }
 
 /// A folder name from everything the files depend on.
-fn key(checkpoint: &Checkpoint, options: &ExportOptions) -> Result<String> {
+fn key(checkpoint: &Checkpoint, options: &ExportOptions, choices: &[ProductChoice]) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(format!("{FORMAT} {options:?} "));
+    if let Products::Auto { .. } = options.products {
+        choices.iter().for_each(|choice| hash.update(format!("{} {}\n", choice.name, choice.products)));
+    }
     let path =
         checkpoint.path().canonicalize().map_err(|source| RuntimeError::io(checkpoint.path(), source))?;
     let mut files = vec![path.clone()];

@@ -9,6 +9,7 @@
 //! one.
 #![forbid(unsafe_code)]
 
+mod calibration;
 mod causal;
 mod device;
 mod encoder;
@@ -17,11 +18,13 @@ mod export;
 pub mod home;
 pub mod library;
 mod operators;
+mod planner;
 mod products;
 mod segment;
 mod session;
 mod stock;
 
+pub use calibration::{CALIBRATED_ROWS, Calibration, Timing, compare};
 pub use causal::{LoadOptions, OnnxCausal};
 pub use device::Device;
 pub use encoder::OnnxEncoder;
@@ -29,6 +32,9 @@ pub use error::{Result, RuntimeError};
 pub use export::ExportOptions;
 pub use operators::Operators;
 pub use ort;
-pub use products::{PRODUCTS_DOMAIN, Products, lower_products, product_operators};
+pub use planner::{ProductChoice, Reason};
+pub use products::{
+    PRODUCTS_DOMAIN, Products, lower_products, lower_products_where, packed_bytes, product_operators,
+};
 pub use session::SessionConfig;
 pub use stock::StockCausal;

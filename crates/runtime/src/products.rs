@@ -30,6 +30,44 @@ pub enum Products {
     Ort,
     /// Ours, where they have the storage.
     Pilotfish,
+    /// For each matrix the faster of the two on this machine, at steps of so many rows
+    /// ([`Calibration`](crate::Calibration)). Measured the first time, which takes seconds.
+    Auto {
+        /// Rows of the steps that matter: 1 for plain decoding, a draft tree's size for speculation.
+        rows: usize,
+    },
+}
+
+impl std::fmt::Display for Products {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ort => f.write_str("ort"),
+            Self::Pilotfish => f.write_str("pilotfish"),
+            Self::Auto { rows } => write!(f, "auto:{rows}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Products {
+    type Err = crate::RuntimeError;
+
+    /// `ort`, `pilotfish`, `auto` (for one row) or `auto:ROWS`.
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || crate::RuntimeError::Option {
+            option: "products",
+            value: text.into(),
+            want: "ort, pilotfish, auto or auto:ROWS",
+        };
+        match text {
+            "ort" => Ok(Self::Ort),
+            "pilotfish" => Ok(Self::Pilotfish),
+            "auto" => Ok(Self::Auto { rows: 1 }),
+            _ => {
+                let rows = text.strip_prefix("auto:").and_then(|rows| rows.parse().ok());
+                rows.filter(|&rows| rows > 0).map(|rows| Self::Auto { rows }).ok_or_else(wrong)
+            }
+        }
+    }
 }
 
 /// A storage that our kernels have.
@@ -128,11 +166,25 @@ fn pack(tensor: &Tensor, storage: Storage) -> pilotfish_graph::Result<Vec<u8>> {
 /// # Errors
 /// A matrix that cannot be packed, found when the graph is written.
 pub fn lower_products(graph: &Graph) -> pilotfish_graph::Result<Graph> {
+    lower_products_where(graph, |_, _| true)
+}
+
+/// As [`lower_products`], of matrices whose storage and shape `[outs, ins]` are wanted.
+///
+/// # Errors
+/// As there.
+pub fn lower_products_where(
+    graph: &Graph,
+    wanted: impl Fn(Storage, [usize; 2]) -> bool,
+) -> pilotfish_graph::Result<Graph> {
     passes::rewrite(graph, |new, node, inputs| {
         let Op::Linear(storage) = node.op else { return Ok(None) };
         let (Some(param), Some(kind)) = (new.param_of(inputs[1]), Kind::of(storage)) else { return Ok(None) };
         let (name, tensor) = (format!("{}.pilotfish.{storage}", param.name), param.tensor.clone());
         let [outs, ins] = [tensor.shape()[0], tensor.shape()[1]];
+        if !wanted(storage, [outs, ins]) {
+            return Ok(None);
+        }
         let count = packed_len(kind, outs, ins);
         // The bytes travel as floats: a parameter has no other type, and nobody computes with them.
         let packed = tensor.derive([count], move |tensor, rows: Range<usize>| {
@@ -161,6 +213,11 @@ pub fn lower_products(graph: &Graph) -> pilotfish_graph::Result<Graph> {
         }
         Ok(Some(vec![product]))
     })
+}
+
+/// Bytes of a matrix `[outs, ins]` as our kernels read it, if they have the storage.
+pub fn packed_bytes(storage: Storage, [outs, ins]: [usize; 2]) -> Option<usize> {
+    Kind::of(storage).map(|kind| 4 * packed_len(kind, outs, ins))
 }
 
 /// Words of a packed matrix.
