@@ -43,12 +43,19 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     }
 }
 
-/// Runs a benchmark of the workspace.
+/// Experiments that are benchmarks.
+const MEASURED: [&str; 2] = ["width-cost", "kernels"];
+
+/// Runs a benchmark of the workspace, or an experiment that is one.
 pub(crate) fn bench(name: Option<&str>, words: &[String]) -> Result<()> {
+    if let Some(name) = name.filter(|name| MEASURED.contains(name)) {
+        let words: Vec<String> = std::iter::once(name.to_owned()).chain(words.iter().cloned()).collect();
+        return crate::experiment::run(&words);
+    }
     let benches = benches()?;
     let names = || {
-        let names: Vec<_> = benches.iter().map(|(_, bench)| bench.as_str()).collect();
-        if names.is_empty() { "(none yet)".to_owned() } else { names.join(", ") }
+        let names = MEASURED.into_iter().chain(benches.iter().map(|(_, bench)| bench.as_str()));
+        names.collect::<Vec<_>>().join(", ")
     };
     let Some(name) = name else {
         println!("benchmarks: {}", names());

@@ -7,6 +7,7 @@
 mod aded_adaptivity;
 mod cache_layout;
 mod judging;
+mod kernels;
 mod label_models;
 mod meta_ranking;
 mod methods;
@@ -37,6 +38,7 @@ pub const ALL: &[&Experiment] = &[
     &speculative::SPECULATIVE,
     &width_cost::WIDTH_COST,
     &cache_layout::CACHE_LAYOUT,
+    &kernels::KERNELS,
     &aded_adaptivity::ADED_ADAPTIVITY,
     &rsd_budget::RSD_BUDGET,
     &specdec_threshold::SPECDEC_THRESHOLD,

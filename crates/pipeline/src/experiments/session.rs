@@ -19,7 +19,7 @@ pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 pub(super) const MODEL: Choice =
     Choice { name: "model", default: "smollm2-135m", about: "a model's name, or the path of a checkpoint" };
 pub(super) const STORAGE: Choice =
-    Choice { name: "storage", default: "f32", about: "how matrices are stored: f32, int8, int4" };
+    Choice { name: "storage", default: "f32", about: "how matrices are stored: f32, bf16, int8, int4, N:M" };
 pub(super) const THREADS: Choice = Choice { name: "threads", default: "1", about: "threads" };
 
 /// A model ready to decode.
