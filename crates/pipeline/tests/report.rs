@@ -28,7 +28,7 @@ fn sample() -> ResultFile {
         experiment: "sample".into(),
         title: "A small result".into(),
         summary: "Look-up decodes 1.11x as fast; the least of any category is <1x.".into(),
-        config: serde_json::json!({ "tokens": 64, "draft": 5 }),
+        config: serde_json::json!({ "draft": 5, "tokens": 64 }),
         seeds: vec![0, 1],
         versions: vec![("pilotfish".into(), "0.1.0".into())],
         commit: Some("0123abc".into()),
