@@ -347,7 +347,7 @@ fn run(context: &Context) -> Outcome {
     result.summary = format!(
         "Ten independent voters and 1,000 items: majority {:.1} %, Dawid-Skene {:.1} %, the best possible {:.1} %. With \
          four copies of a poor voter: majority {:.1} %, Dawid-Skene {:.1} %, the best for independent voters {:.1} %. \
-         Errors of voters' accuracies fall with the {slope:.2}th power of the number of items.{}",
+         Errors of voters' accuracies go as the number of items to the power {slope:.2}.{}",
         at(usual, 0),
         at(usual, 3),
         at(usual, 7),
@@ -357,12 +357,19 @@ fn run(context: &Context) -> Outcome {
         crowds.iter().map(|(name, crowd)| sentence(name, crowd)).collect::<String>(),
     );
     result.notes.extend([
-        "The best possible rule knows every voter's accuracy and the class balance; with copies it is told of neither and \
-         counts them as independent, which is no longer the best. Snorkel's model and the moments are given the class \
-         balance; the others find it."
+        "The best possible rule knows every voter's accuracy and the class balance; it counts copies as independent, which \
+         is no longer the best. Snorkel's model and the moments are given the class balance; the others find it. Gradient \
+         steps do not permute classes of unequal balance, and may end with the two exchanged. Voters' accuracies are \
+         those of each model's own labels, so that even known rates leave an error."
             .to_owned(),
         "In brackets: worlds whose votes the model took; the others were refused as not determining it.".to_owned(),
     ]);
+    if !crowds.is_empty() {
+        result.notes.push(
+            "Crowd-Kit is version 1.4.2 with its own settings. Ties of the majority vote go to the first class here."
+                .into(),
+        );
+    }
     if folder.is_empty() {
         result.notes.push("No crowds: --crowd names a folder with them.".into());
     }
