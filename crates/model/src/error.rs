@@ -56,6 +56,12 @@ pub enum ModelError {
         /// Reason.
         why: &'static str,
     },
+    /// A step on top of rows that a step without some sub-layers left.
+    #[error("rows from {from} on were made without some sub-layers: forget them before a step with others")]
+    PartialRows {
+        /// The first such row.
+        from: usize,
+    },
     /// The sequence would grow past the model's context.
     #[error("position {position} is past the model's context of {context}")]
     ContextFull {

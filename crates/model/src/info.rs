@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{ModelError, Result, Tap, Token};
+use crate::{ModelError, Result, Skip, Tap, Token};
 
 /// Something a method may need from a model, over and above appending a chain of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -14,6 +14,8 @@ pub enum Capability {
     Head,
     /// Steps over a range of layers.
     Ranges,
+    /// Steps that leave out attentions and MLPs.
+    Skip,
 }
 
 impl std::fmt::Display for Capability {
@@ -23,6 +25,7 @@ impl std::fmt::Display for Capability {
             Self::Embeddings => "take vectors in place of token ids",
             Self::Head => "run its embedding table, final norm or head separately",
             Self::Ranges => "run a range of its layers",
+            Self::Skip => "leave out some of its attentions and MLPs",
         })
     }
 }
@@ -41,6 +44,9 @@ pub struct Capabilities {
     /// Layers after which the model is cut: a range may start or end there (0 and the last layer included).
     /// Empty when ranges are not supported.
     pub cuts: Vec<usize>,
+    /// [`CausalModel::step_without`](crate::CausalModel::step_without).
+    #[serde(default)]
+    pub skip: bool,
     /// What to do to get what is missing, in words.
     pub hint: String,
 }
@@ -53,6 +59,7 @@ impl Capabilities {
             Capability::Embeddings => self.embeddings,
             Capability::Head => self.head,
             Capability::Ranges => !self.cuts.is_empty(),
+            Capability::Skip => self.skip,
         }
     }
 }
@@ -74,6 +81,9 @@ pub struct ModelInfo {
     pub end: Vec<Token>,
     /// Bytes of weights that one step reads, head excluded.
     pub body_bytes: u64,
+    /// Of these, the bytes of each layer's attention and of its MLP, norms included; empty when not known.
+    #[serde(default)]
+    pub sublayer_bytes: Vec<[u64; 2]>,
     /// Bytes of weights that the head reads when any row is wanted.
     pub head_bytes: u64,
     /// Multiply-adds of a row, head excluded and attention over the cache excluded.
@@ -99,6 +109,15 @@ impl ModelInfo {
             return Ok(());
         }
         Err(ModelError::NoSuchTap { model: self.name.clone(), tap, hint: self.hint() })
+    }
+
+    /// Bytes of weights that one step reads which leaves out these sub-layers, head excluded.
+    pub fn bytes_without(&self, skip: &Skip) -> u64 {
+        let of = |layers: &[usize], which: usize| {
+            let bytes = layers.iter().filter_map(|&layer| self.sublayer_bytes.get(layer));
+            bytes.map(|bytes| bytes[which]).sum::<u64>()
+        };
+        self.body_bytes.saturating_sub(of(skip.attention(), 0) + of(skip.mlp(), 1))
     }
 
     fn hint(&self) -> String {

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ModelInfo;
+use crate::{ModelInfo, Skip};
 
 /// Where a decoder spends its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -71,6 +71,13 @@ impl Ledger {
         self.draft_forwards += 1;
         self.draft_rows += rows as u64;
         self.draft_bytes += info.body_bytes + if wanted > 0 { info.head_bytes } else { 0 };
+    }
+
+    /// Records a pass of the target itself without some sub-layers, made to draft.
+    pub fn draft_without(&mut self, info: &ModelInfo, rows: usize, wanted: usize, skip: &Skip) {
+        self.draft_forwards += 1;
+        self.draft_rows += rows as u64;
+        self.draft_bytes += info.bytes_without(skip) + if wanted > 0 { info.head_bytes } else { 0 };
     }
 
     /// Adds time to a phase.

@@ -27,6 +27,7 @@ mod ledger;
 mod logits;
 mod random;
 pub mod sampling;
+mod skip;
 mod step;
 pub mod toy;
 mod traits;
@@ -38,6 +39,7 @@ pub use info::{Capabilities, Capability, ModelInfo};
 pub use ledger::{Ledger, Phase};
 pub use logits::{LogitForm, LogitValues, Logits};
 pub use random::{StreamRng, Streams};
+pub use skip::{Partial, Skip};
 pub use step::{Input, Parents, RowSet, Step, StepOutput, Tap, TapRows};
 pub use traits::{
     CausalModel, EncoderDecoder, MaskedBatch, MaskedModel, MaskedOutput, Pooling, SequenceEncoder, Source,

@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use crate::{
-    Capability, LogitForm, Logits, ModelError, ModelInfo, Result, Step, StepOutput, Tap, TapRows, Token,
+    Capability, LogitForm, Logits, ModelError, ModelInfo, Result, Skip, Step, StepOutput, Tap, TapRows, Token,
 };
 
 /// Something with a cache of rows that steps can be appended to: a whole model, or a range of its layers.
@@ -48,6 +48,18 @@ pub trait CausalModel: Steps {
     fn head(&mut self, normed: &[f32], form: LogitForm) -> Result<Logits> {
         let _ = (normed, form);
         Err(unsupported(self.info(), Capability::Head))
+    }
+
+    /// A step that leaves out some sub-layers, at no cost for what is left out; the norms, the head and everything
+    /// else are the whole model's. Its rows read those before them, which the whole model made, and join the cache.
+    /// They serve only further steps that leave out the same: any other step fails with
+    /// [`ModelError::PartialRows`], and they cannot be kept, until [`Steps::truncate`] has forgotten them.
+    ///
+    /// # Errors
+    /// As [`Steps::step`]; a layer that does not exist; rows that lack other sub-layers.
+    fn step_without(&mut self, step: &Step<'_>, skip: &Skip) -> Result<StepOutput> {
+        let _ = (step, skip);
+        Err(unsupported(self.info(), Capability::Skip))
     }
 
     /// The layers `layers.start..layers.end` with their own cache rows. Both ends must be listed in

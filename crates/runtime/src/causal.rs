@@ -122,6 +122,7 @@ impl OnnxCausal {
             head: true,
             taps: taps.into_iter().map(Tap::Residual).chain([Tap::FinalNormed]).collect(),
             cuts,
+            skip: false,
             hint: "load it with the residual among LoadOptions::export.taps or .cuts".into(),
         };
         let [body, head] = export::costs_of_a_row(network, export.storage)?;
@@ -133,6 +134,7 @@ impl OnnxCausal {
             context: config.context,
             end: config.end.clone(),
             body_bytes: body.weight_bytes,
+            sublayer_bytes: Vec::new(),
             head_bytes: head.weight_bytes,
             body_macs: body.multiply_adds,
             head_macs: head.multiply_adds,

@@ -581,6 +581,47 @@ mod tests {
     }
 
     #[test]
+    fn best_first_by_products_has_the_largest_sum() {
+        // Of all trees of n nodes, connected to the root, none has a larger sum of path products.
+        let shares = [[0.5, 0.3, 0.2], [0.7, 0.2, 0.1], [0.34, 0.33, 0.33]];
+        let mut documents = Vec::new();
+        for (a, b) in (0..3).flat_map(|a| (0..3).map(move |b| (a, b))) {
+            for (c, share) in shares[(a + 2 * b) as usize % 3].iter().enumerate() {
+                (0..(100.0 * share) as usize).for_each(|_| documents.push([a, b, c as Token]));
+            }
+        }
+        let table = Trigrams::build(TrigramConfig::default(), documents.iter().map(|gram| gram.as_slice()))
+            .expect("valid");
+        let mut nodes: Vec<(Vec<Token>, f64)> = Vec::new();
+        let mut level = vec![(vec![], 1.0)];
+        for _ in 0..3 {
+            level = level
+                .iter()
+                .flat_map(|(path, weight): &(Vec<Token>, f64)| {
+                    let last: Vec<Token> = [0, 1].iter().chain(path).copied().collect();
+                    let (a, b) = (last[last.len() - 2], last[last.len() - 1]);
+                    let law = shares[(a + 2 * b) as usize % 3];
+                    (0..3).map(move |c| {
+                        let longer = path.iter().copied().chain([c as Token]).collect();
+                        (longer, weight * law[c])
+                    })
+                })
+                .collect();
+            nodes.extend(level.iter().cloned());
+        }
+        // Products fall along a path, so the n largest of all nodes are such a tree, and no set does better.
+        nodes.sort_by(|a, b| b.1.total_cmp(&a.1));
+        for count in [1, 4, 9, 20] {
+            // The root counts among those kept.
+            let found = top_k(&table, (0, 1), count + 1, 4);
+            let got: f64 = found.iter().map(|candidate| candidate.weight).sum();
+            let want: f64 = nodes[..count].iter().map(|(_, weight)| weight).sum();
+            assert_eq!(found.len(), count);
+            assert!((got - want).abs() < 1e-5, "{count}: {got} {want}");
+        }
+    }
+
+    #[test]
     fn tries_by_hand() {
         let candidate = |tokens: &[Token], weight| Candidate { tokens: tokens.to_vec(), weight };
         let candidates = [candidate(&[7, 8], 3.0), candidate(&[7, 9], 2.0), candidate(&[3], 1.0)];

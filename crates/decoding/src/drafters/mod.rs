@@ -9,6 +9,7 @@
 //! | [`chain`] | a draft model, a chain that knows when to stop | without replacement |
 //! | [`dyspec`] | a draft model, where it expects most | without replacement |
 //! | [`rsd`] | a draft model, siblings or sequences without replacement | without replacement |
+//! | [`swift`] | the target itself without some of its sub-layers, searched while it decodes | fixed, or without replacement |
 
 pub mod acceptance;
 pub mod aded;
@@ -22,6 +23,7 @@ pub mod prompt_lookup;
 pub mod recycling;
 pub mod rsd;
 pub mod suffix;
+pub mod swift;
 mod trigrams;
 
 use pilotfish_model::{ModelError, ModelInfo};
@@ -37,6 +39,7 @@ pub use prompt_lookup::{PromptLookup, PromptLookupConfig};
 pub use recycling::{Matrix, Recycling, Refresh, Template, TokenRecycling};
 pub use rsd::{Rsd, Shape};
 pub use suffix::{Suffix, SuffixAutomaton, SuffixLookup};
+pub use swift::{LayerSearch, LayerSearchConfig, Swift, SwiftConfig};
 pub use trigrams::{TrigramConfig, Trigrams};
 
 use crate::{DecodingError, Result};

@@ -46,7 +46,7 @@
 
 use pilotfish_model::{ModelInfo, StreamRng, Streams, Token};
 
-use super::{Bounds, DraftModel, Laws, Pick, gumbel, same_vocabulary};
+use super::{Bounds, DraftModel, Laws, Pick, Template, gumbel, same_vocabulary};
 use crate::{Ask, DecodingError, Draft, Drafter, Drawn, Outcome, Result};
 
 /// Grows a draft of constant branching.
@@ -80,6 +80,56 @@ pub fn constant(
                 let Some(from) = rest.take() else { break };
                 let token = pick.draw(&from);
                 next.push(draft.push(node, token)?);
+                values.push(values[node] * law.prob(token));
+                rest = from.without(token);
+            }
+        }
+        level = next;
+    }
+    draft.set_estimates(values)?;
+    Ok(draft)
+}
+
+/// Grows a draft of a fixed shape: what dynamic trees are compared with (Sequoia's, say). A node has as many children as
+/// in the template; which of them they are is decided by nothing but their rank.
+///
+/// # Errors
+/// Whatever the laws refuse.
+pub fn shaped(
+    root: Token,
+    bounds: Bounds<'_>,
+    template: &Template,
+    laws: &mut dyn Laws,
+    pick: &mut Pick,
+) -> Result<Draft> {
+    let mut draft = Draft::sampled(root, pick.drawn());
+    let mut values = vec![1.0];
+    // By node of the template, in the order of their ranks.
+    let mut children = vec![Vec::new(); template.len() + 1];
+    template.parents().iter().enumerate().for_each(|(index, &parent)| children[parent].push(index + 1));
+    // Nodes of the draft with their nodes of the template.
+    let mut level = vec![(0, 0)];
+    for _ in 0..bounds.depth {
+        level.retain(|&(node, of): &(usize, usize)| {
+            !children[of].is_empty() && (node == 0 || !bounds.end.contains(&draft.tree().token(node)))
+        });
+        if level.is_empty() || draft.len() >= bounds.nodes {
+            break;
+        }
+        let nodes: Vec<usize> = level.iter().map(|(node, _)| *node).collect();
+        let all = laws.laws(draft.tree(), &nodes)?;
+        let mut next = Vec::new();
+        for (&(node, of), law) in level.iter().zip(all) {
+            let room = bounds.nodes - draft.len();
+            let mut rest = None;
+            for (index, &child) in children[of].iter().take(room).enumerate() {
+                if index == 0 {
+                    pick.law(&mut draft, node, &law)?;
+                    rest = Some(law.clone());
+                }
+                let Some(from) = rest.take() else { break };
+                let token = pick.draw(&from);
+                next.push((draft.push(node, token)?, child));
                 values.push(values[node] * law.prob(token));
                 rest = from.without(token);
             }
@@ -193,6 +243,8 @@ pub enum Shape {
         /// Tokens a sequence.
         depth: usize,
     },
+    /// Any fixed shape.
+    Shaped(Template),
 }
 
 impl Default for Shape {
@@ -216,6 +268,7 @@ impl Shape {
                     .fold(0, usize::saturating_add)
             }
             Self::Beam { width, depth } | Self::Paths { count: width, depth } => width.saturating_mul(*depth),
+            Self::Shaped(template) => template.len(),
         }
     }
 
@@ -224,6 +277,7 @@ impl Shape {
         let positive = match self {
             Self::Constant(branching) => !branching.contains(&0),
             Self::Beam { width, depth } | Self::Paths { count: width, depth } => *width > 0 && *depth > 0,
+            Self::Shaped(_) => true,
         };
         if nodes == 0 || nodes > 1 << 16 || !positive {
             let want = "every number at least 1, 65536 nodes at most";
@@ -270,13 +324,14 @@ impl Drafter for Rsd {
             }
             Shape::Beam { width, depth } => format!("RSD-S {width}x{depth}"),
             Shape::Paths { count, depth } => format!("independent {count}x{depth}"),
+            Shape::Shaped(template) => format!("fixed shape of {} nodes", template.len()),
         };
         format!("{shape} ({})", self.model.info().name)
     }
 
     fn drawn(&self) -> Drawn {
         match self.shape {
-            Shape::Constant(_) => self.pick.drawn(),
+            Shape::Constant(_) | Shape::Shaped(_) => self.pick.drawn(),
             Shape::Beam { .. } => Drawn::WithoutReplacement,
             Shape::Paths { .. } => Drawn::WithReplacement,
         }
@@ -305,6 +360,9 @@ impl Drafter for Rsd {
             &Shape::Paths { count, depth: levels } => {
                 let bounds = Bounds { nodes, depth: depth.min(levels), end: &end };
                 paths(root, bounds, count, &mut pass, &mut self.pick)
+            }
+            Shape::Shaped(template) => {
+                shaped(root, Bounds { nodes, depth, end: &end }, template, &mut pass, &mut self.pick)
             }
         }
     }

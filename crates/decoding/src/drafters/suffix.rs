@@ -37,9 +37,11 @@
 //! ```
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use pilotfish_model::{Token, TokenTree};
 
+use crate::state::{self, In, Out};
 use crate::{Ask, DecodingError, Draft, Drafter, Outcome, Result, Start};
 
 /// Symbols from here on are marks, each used once.
@@ -265,6 +267,50 @@ impl SuffixLookup {
         Self { config, automaton: SuffixAutomaton::default(), known: 0, tallies, class: 0 }
     }
 
+    /// Writes the texts seen so far, and how good their drafts were, to a file.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut out = Out::default();
+        self.tallies.iter().for_each(|(tried, kept)| [tried, kept].iter().for_each(|x| out.u64(x.to_bits())));
+        out.u64(self.automaton.len() as u64);
+        // A mark's plain token is one that no vocabulary has.
+        self.automaton.plain.iter().for_each(|&token| out.u32(token));
+        state::save(path, b"SUFX", &out.0)
+    }
+
+    /// Goes on with texts that were saved, on these numbers. The next text is a new one.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is spoilt or of something else; as [`SuffixLookup::new`].
+    pub fn load(path: &Path, config: Suffix) -> Result<Self> {
+        let payload = state::load(path, b"SUFX")?;
+        let mut lookup = Self::new(config)?;
+        lookup.fill(&mut In(&payload)).ok_or_else(|| state::bad(path, "it is no memory of texts"))?;
+        Ok(lookup)
+    }
+
+    fn fill(&mut self, input: &mut In<'_>) -> Option<()> {
+        for (tried, kept) in &mut self.tallies {
+            (*tried, *kept) = (f64::from_bits(input.u64()?), f64::from_bits(input.u64()?));
+            if !(*kept >= 0.0 && *tried >= *kept && *tried > 0.0 && tried.is_finite()) {
+                return None;
+            }
+        }
+        let count = usize::try_from(input.u64()?).ok()?;
+        if input.left() != count.checked_mul(4)? {
+            return None;
+        }
+        for _ in 0..count {
+            match input.u32()? {
+                Token::MAX => self.automaton.end_text(),
+                token => self.automaton.push(token),
+            }
+        }
+        input.done().then_some(())
+    }
+
     fn read(&mut self, text: &[Token]) {
         for &token in text.get(self.known..).unwrap_or_default() {
             self.automaton.push(token);
@@ -378,6 +424,35 @@ mod tests {
         small.end_text();
         [6, 7].iter().for_each(|&token| small.push(token));
         assert_eq!(small.longest(), None, "forgotten");
+    }
+
+    #[test]
+    fn texts_survive_a_restart_and_no_spoilt_file() {
+        let mut lookup = SuffixLookup::default();
+        for text in [&[1, 2, 3, 4, 5][..], &[7, 2, 3, 9]] {
+            lookup.automaton.end_text();
+            lookup.known = 0;
+            lookup.read(text);
+        }
+        lookup.tallies[1] = (12.0, 7.0);
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("texts");
+        lookup.save(&path).expect("saved");
+        let mut again = SuffixLookup::load(&path, Suffix::default()).expect("loaded");
+        assert_eq!(again.automaton.tokens, lookup.automaton.tokens);
+        assert_eq!(again.tallies, lookup.tallies);
+        for lookup in [&mut lookup, &mut again] {
+            lookup.automaton.end_text();
+            [2, 3, 4].iter().for_each(|&token| lookup.automaton.push(token));
+        }
+        assert_eq!(again.automaton.longest(), lookup.automaton.longest());
+        assert_eq!(again.automaton.longest().map(|found| found.length), Some(3));
+        state::spoil(&path, |path| SuffixLookup::load(path, Suffix::default()));
+        // Whole, and no memory of texts.
+        let mut out = Out::default();
+        (0..13).for_each(|_| out.u64(0));
+        state::save(&path, b"SUFX", &out.0).expect("saved");
+        assert!(matches!(SuffixLookup::load(&path, Suffix::default()), Err(DecodingError::State { .. })));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Exactly enumerable models: every probability is known, so laws can be checked to rounding.
 
 mod copy;
+mod layered;
 mod masked;
 mod table;
 
 pub use copy::{BagEncoder, CopyModel, CountingModel};
+pub use layered::LayeredModel;
 pub use masked::TabularMasked;
 pub use table::TableModel;
 

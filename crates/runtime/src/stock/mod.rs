@@ -81,6 +81,7 @@ impl StockCausal {
             end: described.end,
             // A stock graph does not tell its head from its body.
             body_bytes: bytes,
+            sublayer_bytes: Vec::new(),
             head_bytes: 0,
             body_macs: bytes / 4,
             head_macs: 0,
