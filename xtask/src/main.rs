@@ -11,6 +11,7 @@ mod methods;
 mod models;
 mod report;
 mod setup;
+mod sparsify;
 mod test;
 
 use std::path::{Path, PathBuf};
@@ -46,6 +47,8 @@ enum Command {
     },
     /// Infer labels from the votes of many voters: `label --votes FILE [--truth FILE] [--model NAME|all]`
     Label(label::Arguments),
+    /// Prune a model and write it as a folder, or say what is sparse in one
+    Sparsify(sparsify::Arguments),
     /// Write the page that lists all reports, and say where it and the newest report are
     Report(report::Arguments),
     /// Run a benchmark; without a name, list them
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
         Command::Setup(arguments) => setup::run(&arguments),
         Command::Experiment { words } => experiment::run(&words),
         Command::Label(arguments) => label::run(&arguments),
+        Command::Sparsify(arguments) => sparsify::run(arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Bench { name, words } => cargo::bench(name.as_deref(), &words),
         Command::Conformance(arguments) => conformance::run(&arguments),

@@ -80,7 +80,7 @@ fn list() -> Result<()> {
 }
 
 /// The path of a model given by name or by path.
-fn locate(model: &str) -> Result<PathBuf> {
+pub(crate) fn locate(model: &str) -> Result<PathBuf> {
     if Path::new(model).exists() {
         return Ok(model.into());
     }

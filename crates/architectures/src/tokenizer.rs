@@ -60,6 +60,14 @@ fn guarded<T>(what: &str, run: impl FnOnce() -> tokenizers::Result<T>) -> Result
 }
 
 impl Tokenizer {
+    /// The text of a `tokenizer.json` that gives this tokeniser back.
+    ///
+    /// # Errors
+    /// A tokeniser that cannot be written.
+    pub fn to_json(&self) -> Result<String> {
+        guarded("writing", || self.inner.to_string(false))
+    }
+
     /// Reads `tokenizer.json`.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ mod items;
 mod paired;
 mod perplexity;
 pub mod prompts;
+pub mod texts;
 
 pub use error::{EvaluationError, Result};
 pub use formula::{WidthModel, best_drafts, expected_tokens, speed_up};

@@ -11,6 +11,7 @@ pub mod register;
 pub mod report;
 pub mod results;
 pub mod setup;
+pub mod sparse;
 pub mod steps;
 mod suggest;
 pub mod tables;

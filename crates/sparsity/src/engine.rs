@@ -69,7 +69,7 @@ mod interpreter {
 
     impl Forward for Loaded {
         fn run(&mut self, inputs: &[(&str, Feed)]) -> Result<Vec<Vec<f32>>> {
-            let candle = SparsityError::engine::<candle_core::Error>;
+            let candle = |error: candle_core::Error| SparsityError::engine(error);
             let mut feeds = HashMap::new();
             for (name, feed) in inputs {
                 let tensor = match feed {

@@ -6,15 +6,18 @@
 
 mod aded_adaptivity;
 mod cache_layout;
+mod gate;
 mod judging;
 mod kernels;
 mod label_models;
 mod meta_ranking;
 mod methods;
 mod options;
+mod prune;
 mod quickstart;
 mod rsd_budget;
 mod session;
+mod sparsing_law;
 mod specdec_threshold;
 mod speculative;
 mod tasks;
@@ -46,6 +49,9 @@ pub const ALL: &[&Experiment] = &[
     &weaver::WEAVER,
     &meta_ranking::META_RANKING,
     &w2s::W2S,
+    &prune::PRUNE,
+    &gate::GATE,
+    &sparsing_law::SPARSING_LAW,
 ];
 
 /// Options that every experiment has.

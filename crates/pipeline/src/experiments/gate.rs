@@ -1,0 +1,315 @@
+//! Activation gates side by side on a language model: perplexity against sparsity, and the multiply-adds that are left.
+
+use pilotfish_architectures::Checkpoint;
+use pilotfish_evaluation::texts;
+use pilotfish_model::Token;
+use pilotfish_sparsity::MultiplyAdds;
+use pilotfish_sparsity::gate::{Gate, GateMethod, calibrate_gates};
+use pilotfish_sparsity::plan::{LayerPlan, Plan};
+use pilotfish_sparsity::sequential::{Layers, advance, linears};
+use pilotfish_sparsity::wina::{Rotated, Rotations};
+use serde::{Deserialize, Serialize};
+
+use super::prune::{Score, tokens};
+use super::session::MODEL;
+use super::toys::{self, Began, Failure, Page};
+use super::{Choice, Context, Experiment, Outcome, width_cost};
+use crate::plots::{Point, Series};
+use crate::sparse::{Decoder, OnnxEngine, samples, windows};
+use crate::steps::Run;
+use crate::tables::Table;
+
+/// The experiment.
+pub(super) const GATE: Experiment = Experiment {
+    name: "gate",
+    about: "TEAL, CATS and WINA on a language model: perplexity against sparsity, multiply-adds counted honestly",
+    needs: &["smollm2-135m"],
+    library: true,
+    options: &[
+        MODEL,
+        Choice { name: "methods", default: "teal,teal-rotated,wina,wina-plain,cats", about: "gates" },
+        Choice { name: "sparsity", default: "0.25,0.4,0.5,0.65", about: "shares of inputs dropped" },
+        Choice {
+            name: "form",
+            default: "top-k",
+            about: "top-k (a token's largest scores) or threshold (calibrated)",
+        },
+        Choice { name: "calib", default: "", about: "file of calibration text (Persuasion)" },
+        Choice { name: "text", default: "", about: "file of evaluation text (Northanger Abbey)" },
+        Choice { name: "sequences", default: "16", about: "calibration sequences, for thresholds" },
+        Choice { name: "length", default: "512", about: "tokens of each" },
+        Choice { name: "tokens", default: "20480", about: "tokens to evaluate on" },
+        Choice { name: "window", default: "512", about: "tokens a window of the evaluation" },
+        Choice {
+            name: "dense-share",
+            default: "0.01",
+            about: "share of a window's first tokens that no gate touches",
+        },
+        Choice { name: "seed", default: "0", about: "seed of the calibration sequences" },
+        Choice { name: "threads", default: "1", about: "threads" },
+    ],
+    run,
+};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Cell {
+    score: Score,
+    macs: MultiplyAdds,
+}
+
+struct Setting<'a> {
+    decoder: Decoder<'a>,
+    evaluation: Vec<Vec<Token>>,
+    calibration: Vec<Vec<Token>>,
+    top_k: bool,
+    dense_positions: usize,
+    threads: usize,
+}
+
+impl Setting<'_> {
+    /// The layers of a method: rotated or not.
+    fn with_layers<T>(
+        &self,
+        rotations: Option<&Rotations>,
+        work: impl FnOnce(&dyn Layers) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        match rotations {
+            Some(rotations) => work(&Rotated::new(&self.decoder, rotations)),
+            None => work(&self.decoder),
+        }
+    }
+
+    fn embedded(
+        &self,
+        texts: &[Vec<Token>],
+        rotations: Option<&Rotations>,
+    ) -> Result<Vec<Vec<f32>>, Failure> {
+        let mut hidden = texts.iter().map(|text| self.decoder.embed(text)).collect::<Result<Vec<_>, _>>()?;
+        if let Some(rotations) = rotations {
+            for text in &mut hidden {
+                *text = rotations.turn(0, text)?;
+            }
+        }
+        Ok(hidden)
+    }
+
+    /// The plan of a method: one sparsity for all that it gates.
+    fn plan(
+        &self,
+        layers: &dyn Layers,
+        method: GateMethod,
+        sparsity: f64,
+        rotations: Option<&Rotations>,
+    ) -> Result<Plan, Failure> {
+        let mut plan = Plan::new("evaluated");
+        plan.gates = Some(method);
+        plan.dense_positions = self.dense_positions;
+        let mut hidden = if self.top_k { Vec::new() } else { self.embedded(&self.calibration, rotations)? };
+        let mut engine = OnnxEngine::new(self.threads)?;
+        for index in 0..layers.count() {
+            let graph = layers.layer(index)?;
+            if self.top_k {
+                for (name, _, _) in linears(&graph) {
+                    if let Some(score) = method.score(&name) {
+                        let gate = Some(Gate::top_k(score, sparsity));
+                        plan.layers.insert(name, LayerPlan { gate, ..LayerPlan::default() });
+                    }
+                }
+            } else {
+                let found =
+                    calibrate_gates(layers, &graph, &hidden, &mut engine, method, &|_| Some(sparsity))?;
+                for (name, gate) in found.gates {
+                    plan.layers.insert(name, LayerPlan { gate: Some(gate), ..LayerPlan::default() });
+                }
+                // Thresholds are those of the dense model.
+                advance(layers, &graph, &mut hidden, &mut engine)?;
+            }
+        }
+        Ok(plan)
+    }
+
+    fn evaluate(
+        &self,
+        plan: &Plan,
+        layers: &dyn Layers,
+        rotations: Option<&Rotations>,
+    ) -> Result<Cell, Failure> {
+        let mut engine = OnnxEngine::new(self.threads)?;
+        let mut hidden = self.embedded(&self.evaluation, rotations)?;
+        let mut macs = MultiplyAdds::default();
+        for index in 0..layers.count() {
+            let graph = layers.layer(index)?;
+            let counted = MultiplyAdds::count(&graph, plan);
+            macs.dense += counted.dense;
+            macs.gated += counted.gated;
+            macs.rotations += counted.rotations;
+            macs.scores += counted.scores;
+            advance(layers, &plan.apply(&graph)?, &mut hidden, &mut engine)?;
+        }
+        if let Some(rotations) = rotations {
+            for text in &mut hidden {
+                *text = rotations.turn_back(rotations.layers(), text)?;
+            }
+        }
+        let nats = self.decoder.nats(&hidden, &self.evaluation, &mut engine)?;
+        let tokens = self.evaluation.first().map_or(0, Vec::len).saturating_sub(1);
+        Ok(Cell { score: Score { nats, tokens }, macs })
+    }
+}
+
+fn run(context: &Context) -> Outcome {
+    let options = context.options();
+    let methods = options.list::<GateMethod>("methods")?;
+    let sparsities = options.list::<f64>("sparsity")?;
+    for &sparsity in &sparsities {
+        Gate::top_k(pilotfish_sparsity::gate::Score::Magnitude, sparsity).check()?;
+    }
+    if methods.is_empty() || sparsities.is_empty() {
+        return Err("--methods and --sparsity each need at least one entry".into());
+    }
+    let top_k = match options.text("form")? {
+        "top-k" => true,
+        "threshold" => false,
+        other => return Err(format!("--form {other:?}: top-k or threshold").into()),
+    };
+    let share: f64 = options.get("dense-share")?;
+    if !(0.0..=1.0).contains(&share) {
+        return Err("--dense-share: from 0 to 1".into());
+    }
+    let began = Began::now();
+    let checkpoint: Checkpoint = width_cost::checkpoint(context, options.text("model")?)?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let evaluation = tokens(&tokenizer, options.text("text")?, texts::NORTHANGER_ABBEY)?;
+    let calibration = tokens(&tokenizer, options.text("calib")?, texts::PERSUASION)?;
+    let window: usize = options.get("window")?;
+    let setting = Setting {
+        decoder: Decoder::new(checkpoint.causal()?),
+        evaluation: windows(&evaluation, options.get("tokens")?, window)?,
+        calibration: samples(
+            &calibration,
+            options.get("sequences")?,
+            options.get("length")?,
+            options.get("seed")?,
+        )?,
+        top_k,
+        // As published: of T tokens the last floor(0.99 T) are gated.
+        dense_positions: window - (window as f64 * (1.0 - share)) as usize,
+        threads: options.get("threads")?,
+    };
+    let mut run = Run::open(context.results(), GATE.name, options, context.fresh(), context.is_quiet())?;
+    run.expect((1 + methods.len() * sparsities.len()) as u64);
+    let dense: Cell = run.step("dense", || setting.evaluate(&Plan::new("dense"), &setting.decoder, None))?;
+    // Found when a step first needs them.
+    let mut rotations: Option<Rotations> = None;
+    let mut cells = Vec::new();
+    for &method in &methods {
+        for &sparsity in &sparsities {
+            let cell: Cell =
+                run.step(&format!("{} {sparsity}", method.name()), || -> Result<Cell, Failure> {
+                    if method.rotates() && rotations.is_none() {
+                        rotations = Some(Rotations::of(&setting.decoder)?);
+                    }
+                    let turned = rotations.as_ref().filter(|_| method.rotates());
+                    setting.with_layers(turned, |layers| {
+                        let plan = setting.plan(layers, method, sparsity, turned)?;
+                        setting.evaluate(&plan, layers, turned)
+                    })
+                })?;
+            cells.push((method, sparsity, cell));
+        }
+    }
+    let head = (checkpoint.causal()?.config().vocab * checkpoint.causal()?.config().width) as u64;
+    let mut table = Table::new(
+        "Perplexity against sparsity, and multiply-adds a token against the dense model's, head included",
+        &["method", "sparsity", "perplexity", "MACs without rotations", "MACs in all"],
+    );
+    let whole = (dense.macs.dense + head) as f64;
+    let percent = |macs: u64| format!("{:.1} %", 100.0 * (macs + head) as f64 / whole);
+    table.row([
+        "dense".to_owned(),
+        "0".into(),
+        format!("{:.3}", dense.score.perplexity()),
+        percent(dense.macs.dense),
+        percent(dense.macs.dense),
+    ]);
+    for (method, sparsity, cell) in &cells {
+        table.row([
+            method.name().to_owned(),
+            sparsity.to_string(),
+            format!("{:.3}", cell.score.perplexity()),
+            percent(cell.macs.gated),
+            percent(cell.macs.gated + cell.macs.rotations + cell.macs.scores),
+        ]);
+    }
+    let curve = |method: &GateMethod, x: &dyn Fn(f64, &Cell) -> f64| Series {
+        name: method.name().into(),
+        points: cells
+            .iter()
+            .filter(|cell| cell.0 == *method)
+            .map(|(_, sparsity, cell)| Point {
+                x: x(*sparsity, cell),
+                y: cell.score.perplexity().ln(),
+                interval: None,
+            })
+            .collect(),
+    };
+    let plots = vec![
+        toys::lines(
+            "Perplexity against sparsity",
+            "share of inputs dropped",
+            "ln perplexity",
+            methods.iter().map(|m| curve(m, &|s, _| s)).collect(),
+        ),
+        toys::lines(
+            "Perplexity against multiply-adds",
+            "share of the dense model's multiply-adds",
+            "ln perplexity",
+            methods
+                .iter()
+                .map(|m| {
+                    curve(m, &|_, cell| {
+                        (cell.macs.gated + cell.macs.rotations + cell.macs.scores + head) as f64 / whole
+                    })
+                })
+                .collect(),
+        ),
+    ];
+    let at = |sparsity: f64| {
+        let mut row: Vec<(&str, f64)> = cells
+            .iter()
+            .filter(|cell| cell.1 == sparsity)
+            .map(|cell| (cell.0.name(), cell.2.score.perplexity()))
+            .collect();
+        row.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let listed: Vec<String> = row.iter().map(|(name, value)| format!("{name} {value:.2}")).collect();
+        format!("At {sparsity}: {}.", listed.join(", "))
+    };
+    let summary = format!(
+        "{} predicted tokens, {} form. Dense perplexity {:.2}. {}",
+        dense.score.nats.len() * dense.score.tokens,
+        options.text("form")?,
+        dense.score.perplexity(),
+        sparsities.iter().map(|&sparsity| at(sparsity)).collect::<Vec<_>>().join(" "),
+    );
+    let mut rows =
+        vec![serde_json::json!({ "method": "dense", "perplexity": dense.score.perplexity(), "cell": dense })];
+    rows.extend(cells.iter().map(|(method, sparsity, cell)| {
+        serde_json::json!({ "method": method, "sparsity": sparsity, "perplexity": cell.score.perplexity(), "cell": cell })
+    }));
+    let notes = vec![
+        "The same sparsity for every matrix that a method gates; CATS gates the MLP's up and down projections only, so its multiply-adds at one sparsity are more.".into(),
+        format!("The first {} tokens of each window are left dense.", setting.dense_positions),
+        "Multiply-adds are those of the linear layers and the head; rotated models do two more products of the residual's width squared a layer, which the paper does not count.".into(),
+    ];
+    Page {
+        experiment: &GATE,
+        title: "Gating a language model".into(),
+        summary,
+        seeds: vec![options.get("seed")?],
+        rows,
+        tables: vec![table],
+        plots,
+        notes,
+    }
+    .write(context, &run, began)
+}
