@@ -242,7 +242,8 @@ impl<'a> Sparse<'a> {
         let mut weights = vec![0.0; outs * ins];
         for out in 0..outs {
             self.slots(out, |k, value| {
-                if value != 0.0 {
+                // In spoilt bytes places lie anywhere.
+                if value != 0.0 && k < ins {
                     weights[out * ins + k] = value * self.scale(out);
                 }
             });
