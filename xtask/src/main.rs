@@ -6,6 +6,7 @@ mod cargo;
 mod conformance;
 mod docs;
 mod experiment;
+mod generate;
 mod label;
 mod methods;
 mod models;
@@ -45,6 +46,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "NAME [--OPTION VALUE]...")]
         words: Vec<String>,
     },
+    /// Write a text of a model to the terminal, under a schema, an expression, a grammar, or freely
+    Generate(Box<generate::Arguments>),
     /// Infer labels from the votes of many voters: `label --votes FILE [--truth FILE] [--model NAME|all]`
     Label(label::Arguments),
     /// Prune a model and write it as a folder, or say what is sparse in one
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Setup(arguments) => setup::run(&arguments),
         Command::Experiment { words } => experiment::run(&words),
+        Command::Generate(arguments) => generate::run(&arguments),
         Command::Label(arguments) => label::run(&arguments),
         Command::Sparsify(arguments) => sparsify::run(arguments),
         Command::Report(arguments) => report::run(&arguments),

@@ -4,6 +4,7 @@
 pub mod book;
 mod error;
 pub mod experiments;
+pub mod generate;
 pub mod machine;
 pub mod models;
 pub mod plots;

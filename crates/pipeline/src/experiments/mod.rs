@@ -5,7 +5,10 @@
 //! and fetched before it runs.
 
 mod aded_adaptivity;
+mod awrs_exactness;
 mod cache_layout;
+mod conditional_search;
+mod constrained;
 mod gate;
 mod judging;
 mod kernels;
@@ -52,6 +55,9 @@ pub const ALL: &[&Experiment] = &[
     &prune::PRUNE,
     &gate::GATE,
     &sparsing_law::SPARSING_LAW,
+    &awrs_exactness::AWRS_EXACTNESS,
+    &constrained::CONSTRAINED,
+    &conditional_search::CONDITIONAL_SEARCH,
 ];
 
 /// Options that every experiment has.

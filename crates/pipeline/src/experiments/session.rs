@@ -4,14 +4,16 @@
 use std::collections::BTreeMap;
 
 use pilotfish_architectures::{ChatTemplate, Checkpoint, Message, Tokenizer};
+use pilotfish_constrained::Vocabulary;
 use pilotfish_decoding::{Generation, RoundRecord};
 use pilotfish_evaluation::prompts::{self, Prompt};
 use pilotfish_evaluation::{Comparison, Effect, PairedConfig};
-use pilotfish_model::{Ledger, Phase, Token};
+use pilotfish_model::{CausalModel, Ledger, Phase, Token};
 use pilotfish_runtime::{LoadOptions, OnnxCausal};
 use serde::{Deserialize, Serialize};
 
 use super::{Choice, Context, width_cost};
+use crate::generate::vocabulary;
 
 /// Anything that goes wrong in an experiment.
 pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -51,6 +53,11 @@ impl Session {
             None => first.to_owned(),
         };
         Ok(self.tokenizer.encode(&text, self.template.is_none())?)
+    }
+
+    /// The bytes of the model's tokens.
+    pub(super) fn vocabulary(&self) -> Result<Vocabulary, Failure> {
+        Ok(vocabulary(&self.tokenizer, self.model.info())?)
     }
 
     /// Tokens as text.
