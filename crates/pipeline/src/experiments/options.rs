@@ -72,10 +72,18 @@ pub enum OptionError {
 /// assert!(Options::parse(&[&declared], ["--width=1"]).is_err());
 /// # Ok::<(), pilotfish_pipeline::experiments::OptionError>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
-#[serde(transparent)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     values: BTreeMap<&'static str, String>,
+}
+
+/// A run's configuration: options that say what is computed. Where results go and whether steps are run again
+/// ([`COMMON`](super::COMMON)) make no other run of it.
+impl serde::Serialize for Options {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let common = |name: &str| super::COMMON.iter().any(|choice| choice.name == name);
+        serializer.collect_map(self.values.iter().filter(|(name, _)| !common(name)))
+    }
 }
 
 impl Options {
@@ -208,6 +216,13 @@ mod tests {
         assert_eq!(parse(&["--fresh", "false"]).unwrap().get("fresh"), Ok(false));
         assert_eq!(parse(&["--fresh", "--prompts", "1"]).unwrap().get("fresh"), Ok(true));
         assert_eq!(parse(&["--fresh", "3"]), Err(OptionError::NotAnOption { word: "3".into() }));
+    }
+
+    #[test]
+    fn where_and_how_often_make_no_other_configuration() {
+        let json = |words: &[&str]| serde_json::to_string(&parse(words).unwrap()).unwrap();
+        assert_eq!(json(&["--fresh"]), json(&[]));
+        assert_eq!(json(&["--prompts=3"]), r#"{"bias":"0.5","prompts":"3"}"#);
     }
 
     #[test]
