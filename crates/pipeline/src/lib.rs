@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod book;
+pub mod datasets;
 mod error;
 pub mod experiments;
 pub mod generate;

@@ -5,6 +5,7 @@
 //! and fetched before it runs.
 
 mod aded_adaptivity;
+mod autows;
 mod awrs_exactness;
 mod cache_layout;
 mod conditional_search;
@@ -58,6 +59,7 @@ pub const ALL: &[&Experiment] = &[
     &awrs_exactness::AWRS_EXACTNESS,
     &constrained::CONSTRAINED,
     &conditional_search::CONDITIONAL_SEARCH,
+    &autows::AUTOWS,
 ];
 
 /// Options that every experiment has.

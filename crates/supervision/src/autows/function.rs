@@ -227,11 +227,115 @@ fn logistic(features: &[usize], columns: &Array2<f64>, y: &[usize], items: &[usi
         return Ok(Model::Logistic { features: features.to_vec(), among, weights });
     }
     let x = Array2::from_shape_fn((items.len(), features.len()), |(i, j)| columns[[features[j], items[i]]]);
+    if among.len() > 2 && among.len() * (features.len() + 1) <= SMALL {
+        let weights = newton_many(&x, &classes, among.len());
+        return Ok(Model::Logistic { features: features.to_vec(), among, weights });
+    }
     let config = LogisticConfig { iterations: 100, tolerance: 1e-4, ..LogisticConfig::default() };
     let fitted = Logistic::fit_classes(x.view(), &classes, among.len(), None, &config)?;
     let rows = if among.len() == 2 { 1 } else { among.len() };
     let weights = (0..rows).filter_map(|row| fitted.weights(row).map(<[f64]>::to_vec)).collect();
     Ok(Model::Logistic { features: features.to_vec(), among, weights })
+}
+
+/// Most parameters for which a Newton step costs less than the L-BFGS steps it saves.
+const SMALL: usize = 96;
+
+/// Rows of weights of a logistic regression over several classes, intercepts last, by Newton's method; weights are penalised
+/// by half their squares.
+pub(super) fn newton_many(x: &Array2<f64>, y: &[usize], classes: usize) -> Vec<Vec<f64>> {
+    let (n, d) = (x.nrows(), x.ncols() + 1);
+    let size = classes * d;
+    // Features and a one.
+    let wide: Vec<Vec<f64>> =
+        x.rows().into_iter().map(|row| row.iter().copied().chain([1.0]).collect()).collect();
+    let free = |at: usize| at % d == d - 1;
+    let evaluate = |w: &[f64], p: &mut [f64]| {
+        let mut loss: f64 = 0.5 * (0..size).filter(|at| !free(*at)).map(|at| w[at] * w[at]).sum::<f64>();
+        for (item, p) in p.chunks_exact_mut(classes).enumerate() {
+            for (p, w) in p.iter_mut().zip(w.chunks_exact(d)) {
+                *p = wide[item].iter().zip(w).map(|(x, w)| x * w).sum();
+            }
+            let most = p.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let chosen = p[y[item]];
+            p.iter_mut().for_each(|p| *p = (*p - most).exp());
+            let sum: f64 = p.iter().sum();
+            p.iter_mut().for_each(|p| *p /= sum);
+            loss += most + sum.ln() - chosen;
+        }
+        loss
+    };
+    let (mut w, mut p) = (vec![0.0; size], vec![0.0; n * classes]);
+    let mut value = evaluate(&w, &mut p);
+    let (mut next_w, mut next_p) = (w.clone(), p.clone());
+    for _ in 0..100 {
+        let mut gradient: Vec<f64> = (0..size).map(|at| if free(at) { 0.0 } else { w[at] }).collect();
+        // The lower triangle. The intercepts' common shift changes nothing: a trace of curvature keeps it in place.
+        let mut h = vec![0.0; size * size];
+        (0..size).for_each(|at| h[at * size + at] = if free(at) { 1e-9 } else { 1.0 });
+        for (item, p) in p.chunks_exact(classes).enumerate() {
+            let wide = &wide[item];
+            for a in 0..classes {
+                let error = p[a] - f64::from(u8::from(y[item] == a));
+                gradient[a * d..(a + 1) * d].iter_mut().zip(wide).for_each(|(g, x)| *g += error * x);
+                for b in 0..=a {
+                    let curve = if a == b { p[a] * (1.0 - p[a]) } else { -p[a] * p[b] };
+                    for (i, xi) in wide.iter().enumerate() {
+                        let row = &mut h[(a * d + i) * size + b * d..(a * d + i) * size + (b + 1) * d];
+                        row.iter_mut().zip(wide).for_each(|(h, xj)| *h += curve * xi * xj);
+                    }
+                }
+            }
+        }
+        if gradient.iter().all(|g| g.abs() < 1e-8) || !solve(&mut h, &mut gradient) {
+            break;
+        }
+        let mut step = 1.0;
+        let next = loop {
+            (0..size).for_each(|at| next_w[at] = w[at] - step * gradient[at]);
+            let next = evaluate(&next_w, &mut next_p);
+            if next <= value || step < 1e-6 {
+                break next;
+            }
+            step *= 0.5;
+        };
+        if !(next < value) {
+            break;
+        }
+        std::mem::swap(&mut w, &mut next_w);
+        std::mem::swap(&mut p, &mut next_p);
+        value = next;
+    }
+    w.chunks_exact(d).map(<[f64]>::to_vec).collect()
+}
+
+/// Solves `H x = b` in place by Cholesky's decomposition; `h` holds the lower triangle. False where H is not positive.
+fn solve(h: &mut [f64], b: &mut [f64]) -> bool {
+    let n = b.len();
+    for i in 0..n {
+        for j in 0..=i {
+            let (before, row) = h.split_at_mut(i * n);
+            let other = if j < i { &before[j * n..j * n + j] } else { &row[..j] };
+            let sum: f64 = row[..j].iter().zip(other).map(|(a, b)| a * b).sum();
+            let rest = row[j] - sum;
+            if j < i {
+                row[j] = rest / before[j * n + j];
+            } else if rest > 0.0 {
+                row[j] = rest.sqrt();
+            } else {
+                return false;
+            }
+        }
+    }
+    for i in 0..n {
+        let sum: f64 = (0..i).map(|j| h[i * n + j] * b[j]).sum();
+        b[i] = (b[i] - sum) / h[i * n + i];
+    }
+    for i in (0..n).rev() {
+        let sum: f64 = (i + 1..n).map(|j| h[j * n + i] * b[j]).sum();
+        b[i] = (b[i] - sum) / h[i * n + i];
+    }
+    true
 }
 
 /// Weight and intercept of a logistic regression on one feature, by Newton's method; the weight is penalised by half its

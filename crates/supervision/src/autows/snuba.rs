@@ -186,11 +186,11 @@ impl Aggregator {
         for row in votes.rows() {
             *patterns.entry(row.to_vec()).or_default() += 1.0;
         }
-        // Signs of votes, and how often each pattern occurs.
-        let rows: Vec<(Vec<f64>, f64)> =
-            patterns.into_iter().map(|(row, count)| (row.into_iter().map(sign).collect(), count)).collect();
+        // Signs of votes, pattern by pattern, and how often each occurs.
+        let signs: Vec<f64> = patterns.keys().flatten().map(|vote| sign(*vote)).collect();
+        let counts: Vec<f64> = patterns.into_values().collect();
         let mut said = vec![0.0; m];
-        for (row, count) in &rows {
+        for (row, count) in signs.chunks_exact(m.max(1)).zip(&counts) {
             said.iter_mut().zip(row).for_each(|(said, v)| *said += count * v.abs());
         }
         let all: f64 = said.iter().sum::<f64>().max(1e-300);
@@ -198,7 +198,7 @@ impl Aggregator {
         let mut agrees = vec![0.0; m];
         for step in 0..1000 {
             agrees.fill(0.0);
-            for (row, count) in &rows {
+            for (row, count) in signs.chunks_exact(m.max(1)).zip(&counts) {
                 let z: f64 = row.iter().zip(&w).map(|(v, w)| v * w).sum();
                 // 2 sigmoid(z) - 1.
                 let lean = count * (0.5 * z).tanh();
