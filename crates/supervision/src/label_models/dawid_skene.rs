@@ -238,7 +238,7 @@ impl LabelModel for DawidSkene {
             });
         }
         if self.smoothing == Smoothing::default() && self.gold.is_empty() {
-            informative(model, rows, 3)?;
+            informative(model, rows, 3, false)?;
         }
         if let Some(prior) = &self.prior
             && prior.len() != k

@@ -106,7 +106,7 @@ impl LabelModel for Glad {
         self.check()?;
         let votes = rows.votes();
         let (m, k) = (votes.voters(), votes.classes());
-        informative(self.name(), rows, 1)?;
+        informative(self.name(), rows, 1, false)?;
         let p = self.prior.clone().unwrap_or_else(|| vec![1.0 / k as f64; k]);
         if p.len() != k {
             return Err(SupervisionError::Shape { what: "prior", got: p.len(), want: k });

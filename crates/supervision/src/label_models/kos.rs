@@ -64,7 +64,7 @@ impl LabelModel for Kos {
         if classes != 2 {
             return Err(SupervisionError::NotBinary { model: self.name(), classes });
         }
-        informative(self.name(), rows, 2)?;
+        informative(self.name(), rows, 2, false)?;
         let sign = |vote: usize| if vote == 1 { 1.0 } else { -1.0 };
         let mut rng = Streams::new(self.seed).stream("kos");
         let mut messages = Vec::new();

@@ -136,7 +136,7 @@ impl LabelModel for Mace {
                 limit: 1 << 24,
             });
         }
-        informative(self.name(), rows, 1)?;
+        informative(self.name(), rows, 1, false)?;
         let smoothing = 0.01 / k as f64;
         let share = |count: f64, prior: f64, sum: f64| match self.beta {
             Some(_) => (digamma(count + prior) - digamma(sum)).exp(),

@@ -74,7 +74,7 @@ impl LabelModel for Mmsr {
         if m > 2048 {
             return Err(SupervisionError::TooLarge { what: "voters", got: m as u64, limit: 2048 });
         }
-        informative(model, rows, 3)?;
+        informative(model, rows, 3, false)?;
         let (agreement, shared) = agreements(rows);
         let c: Vec<f64> = agreement
             .iter()

@@ -124,22 +124,34 @@ const PAIRS: usize = 64;
 /// Items on which two voters must agree before they are called duplicates.
 const ALIKE: u64 = 20;
 
-/// Refuses votes of fewer than `want` voters that vary.
-pub(crate) fn informative(model: &'static str, rows: &Rows<'_>, want: usize) -> Result<()> {
+/// Refuses votes of fewer than `want` voters that vary in what they say. To models that take an abstention for an
+/// answer, those that say one thing and sometimes nothing vary as well (`silence`).
+pub(crate) fn informative(model: &'static str, rows: &Rows<'_>, want: usize, silence: bool) -> Result<()> {
     let votes = rows.votes();
     if votes.voters() < want {
         return Err(SupervisionError::TooFewVoters { model, got: votes.voters(), want });
     }
     let mut first = vec![None; votes.voters()];
     let mut varied = vec![false; votes.voters()];
+    let mut said = vec![0usize; votes.voters()];
     let mut left = want;
+    let mut voted = 0;
     for row in (0..rows.len()).filter(|row| rows.count(*row) > 0) {
+        voted += 1;
         votes.visit(row, |voter, vote| {
+            said[voter] += 1;
             if !varied[voter] && *first[voter].get_or_insert(vote) != vote {
                 varied[voter] = true;
                 left = left.saturating_sub(1);
             }
         });
+        if left == 0 {
+            return Ok(());
+        }
+    }
+    if silence {
+        let unipolar = |voter: &usize| !varied[*voter] && (1..voted).contains(&said[*voter]);
+        left = left.saturating_sub((0..votes.voters()).filter(unipolar).count());
         if left == 0 {
             return Ok(());
         }

@@ -215,7 +215,7 @@ impl LabelModel for Snorkel {
             let got = cells.len() as u64;
             return Err(SupervisionError::TooLarge { what: "different votes", got, limit: MOST as u64 });
         }
-        informative(model, rows, 3)?;
+        informative(model, rows, 3, true)?;
         let p = self.prior.clone().unwrap_or_else(|| vec![1.0 / k as f64; k]);
         if p.len() != k {
             return Err(SupervisionError::Shape { what: "prior", got: p.len(), want: k });
@@ -594,6 +594,26 @@ mod tests {
         fn problem(&self, rows: &Rows<'_>, p: Vec<f64>) -> Result<Problem> {
             self.problem_of(rows, p, &every(rows))
         }
+    }
+
+    /// Functions that name one class or nothing say something by saying nothing; to a model that takes an abstention
+    /// for no answer at all they do not.
+    #[test]
+    fn functions_of_one_class_are_voters() {
+        let row = |item: usize| {
+            let class = item % 2;
+            // Each names its own class on four of five of its items.
+            [0, 1, 0, 1].map(|own| if class == own && item % 5 != own + item % 3 { own as i8 } else { -1 })
+        };
+        let flat: Vec<i8> = (0..60).flat_map(row).collect();
+        let votes = Votes::from_dense(60, 4, 2, &flat).expect("valid");
+        let rows = Rows::of(&votes).expect("groups");
+        assert!(crate::label_models::informative("m", &rows, 3, true).is_ok());
+        assert!(crate::label_models::informative("m", &rows, 3, false).is_err());
+        // One that always says the same says nothing either way.
+        let constant: Vec<i8> = (0..60).flat_map(|_| [0i8, 1, 0]).collect();
+        let votes = Votes::from_dense(60, 3, 2, &constant).expect("valid");
+        assert!(crate::label_models::informative("m", &Rows::of(&votes).expect("groups"), 3, true).is_err());
     }
 
     #[test]

@@ -386,7 +386,7 @@ fn binary(model: &'static str, rows: &Rows<'_>) -> Result<()> {
     if m > 1024 {
         return Err(SupervisionError::TooLarge { what: "voters", got: m as u64, limit: 1024 });
     }
-    informative(model, rows, 3)
+    informative(model, rows, 3, false)
 }
 
 fn closed(
