@@ -42,7 +42,6 @@ pub struct Ideal {
     length: usize,
     noise: f64,
     streams: Streams,
-    calls: u64,
 }
 
 impl Ideal {
@@ -86,7 +85,7 @@ impl Ideal {
             capabilities: Capabilities { hint: "a law has no layers".into(), ..Capabilities::default() },
             ..ModelInfo::default()
         };
-        Ok(Self { info, law, length, noise: 0.0, streams: Streams::new(0), calls: 0 })
+        Ok(Self { info, law, length, noise: 0.0, streams: Streams::new(0) })
     }
 
     /// A model that is certain of a text.
@@ -97,8 +96,9 @@ impl Ideal {
         Self::new(Law::OneOf(vec![text]), vocab)
     }
 
-    /// The same with independent noise, uniform within `amplitude`, on every logit: ties are then broken by chance, as
-    /// theory assumes, and not by the order of tokens. Keep it far below the differences that matter.
+    /// The same with noise, uniform within `amplitude`, on every logit: ties are then broken by chance, as theory assumes,
+    /// and not by the order of tokens. Keep it far below the differences that matter. The noise is a function of the
+    /// seed, the text and the position, so that the model remains one.
     ///
     /// # Errors
     /// An amplitude that is negative or not finite.
@@ -107,7 +107,7 @@ impl Ideal {
             let want = "0 or more, and finite";
             return Err(ModelError::BadParameter { name: "noise", value: amplitude, want });
         }
-        (self.noise, self.streams, self.calls) = (amplitude, Streams::new(seed), 0);
+        (self.noise, self.streams) = (amplitude, Streams::new(seed));
         Ok(self)
     }
 
@@ -199,21 +199,24 @@ impl MaskedModel for Ideal {
             let (got, want) = (positions.len(), batch.sequences.len());
             return Err(ModelError::Length { what: "lists of positions", got, want });
         }
-        let mut rng = self.streams.fork(self.calls).stream("ties");
-        self.calls += 1;
         let all: Vec<usize> = (0..self.length).collect();
         let mut logits = Vec::with_capacity(batch.sequences.len());
         for (index, text) in batch.sequences.iter().enumerate() {
             let marginals = self.marginals(text)?;
             let positions = batch.positions.map_or(&all[..], |positions| positions[index]);
+            let of_text = text.iter().fold(self.streams, |streams, &token| streams.fork(u64::from(token)));
             let mut rows = Vec::with_capacity(positions.len() * self.info.vocab);
             for &row in positions {
                 let Some(marginal) = marginals.get(row) else {
                     return Err(ModelError::NoSuchRow { what: "positions wanted", row, len: self.length });
                 };
-                for &p in marginal {
-                    let noise = if self.noise > 0.0 { self.noise * rng.random_range(-1.0..1.0) } else { 0.0 };
-                    rows.push((p.ln() + noise) as f32);
+                if self.noise > 0.0 {
+                    let mut rng = of_text.fork(row as u64).stream("ties");
+                    rows.extend(
+                        marginal.iter().map(|p| (p.ln() + self.noise * rng.random_range(-1.0..1.0)) as f32),
+                    );
+                } else {
+                    rows.extend(marginal.iter().map(|p| p.ln() as f32));
                 }
             }
             logits.push(Logits::from_rows(rows, self.info.vocab, batch.form)?);

@@ -37,10 +37,10 @@ fn measure(
     right: fn(&[Token]) -> bool,
     runs: u64,
 ) -> (f64, f64) {
-    let mut model = model.clone().with_noise(1e-4, 77).unwrap();
     let canvas: Canvas = model.canvas();
     let (mut hits, mut forwards) = (0.0, 0.0);
     for seed in 0..runs {
+        let mut model = model.clone().with_noise(1e-4, seed).unwrap();
         let config = DiffusionConfig { temperature, seed, ..DiffusionConfig::default() };
         let text = Diffusion::new(&mut model, config).unwrap().generate(&canvas, policy).unwrap();
         hits += f64::from(u8::from(right(&text.tokens)));

@@ -10,6 +10,7 @@ mod awrs_exactness;
 mod cache_layout;
 mod conditional_search;
 mod constrained;
+mod diffusion;
 mod gate;
 mod judging;
 mod kernels;
@@ -60,6 +61,9 @@ pub const ALL: &[&Experiment] = &[
     &constrained::CONSTRAINED,
     &conditional_search::CONDITIONAL_SEARCH,
     &autows::AUTOWS,
+    &diffusion::PARALLELBENCH,
+    &diffusion::LEARN2PD,
+    &diffusion::ADABLOCK,
 ];
 
 /// Options that every experiment has.
