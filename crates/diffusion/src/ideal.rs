@@ -121,16 +121,21 @@ impl Ideal {
         Canvas::after(&[], self.length, self.mask_token())
     }
 
-    /// Exact marginals `[positions, vocabulary + 1]` given a text with masks; visible positions are certain.
+    /// Exact marginals `[positions, vocabulary + 1]` given a text with masks; visible positions are certain. What a text
+    /// was cut short of counts as masked.
     ///
     /// # Errors
-    /// A text of another length, or with tokens outside the vocabulary.
+    /// A text that is longer than the law's, or with tokens outside the vocabulary.
     pub fn marginals(&self, text: &[Token]) -> pilotfish_model::Result<Vec<Vec<f64>>> {
-        if text.len() != self.length {
+        if text.len() > self.length {
             let (got, want) = (text.len(), self.length);
             return Err(ModelError::Length { what: "positions of a text", got, want });
         }
         let (vocab, mask) = (self.info.vocab, self.mask_token());
+        let given = text.len();
+        let mut text = text.to_vec();
+        text.resize(self.length, mask);
+        let text = &text[..];
         if let Some((row, &token)) = text.iter().enumerate().find(|(_, token)| **token as usize >= vocab) {
             return Err(ModelError::TokenOutOfRange { row, token, vocab });
         }
@@ -178,6 +183,7 @@ impl Ideal {
                 row[token as usize] = 1.0;
             }
         }
+        rows.truncate(given);
         Ok(rows)
     }
 }
@@ -289,7 +295,9 @@ mod tests {
         assert!(Ideal::new(Law::OneOf(vec![]), 4).is_err());
         assert!(Ideal::new(Law::OneOf(vec![vec![0], vec![0, 1]]), 4).is_err());
         let model = permutation(vec![0, 1], true).expect("valid");
-        assert!(model.marginals(&[0]).is_err() && model.marginals(&[7, 0]).is_err());
+        assert!(model.marginals(&[0; 3]).is_err() && model.marginals(&[7, 0]).is_err());
+        // Cut short: the second place is unknown, the first is what it was.
+        assert_eq!(model.marginals(&[4]).expect("valid"), [[0.5, 0.5, 0.0, 0.0, 0.0]]);
         assert!(model.with_noise(f64::NAN, 0).is_err());
     }
 }

@@ -53,6 +53,9 @@ struct Row {
     same: usize,
 }
 
+/// Length of a text, its share of padding, rows run by when it is cut, and whether all answers are the same.
+type Padding = (usize, f64, [u64; 3], bool);
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Trained {
     fit: Fit,
@@ -107,7 +110,7 @@ fn run(context: &Context) -> Outcome {
             }
         }
     }
-    let padding: Vec<(usize, f64, [u64; 3], bool)> = run.step("ends of text", || ends(200))?;
+    let padding: Vec<Padding> = run.step("ends of text", || ends(200))?;
     let methods = ["one a pass", "Learn2PD 0.9", "Learn2PD 0.96", "threshold 0.7", "threshold 0.9", "oracle"];
     let mut tables = vec![filters];
     for (mix, _) in MIXES {
@@ -256,7 +259,7 @@ fn judge(
 }
 
 /// Rows that decoding an answer of 8 tokens padded with ends of text costs, by length and by when it is cut.
-fn ends(texts: usize) -> Result<Vec<(usize, f64, [u64; 3], bool)>, Failure> {
+fn ends(texts: usize) -> Result<Vec<Padding>, Failure> {
     let mut table = Vec::new();
     for length in [16, 32, 64] {
         let (mut counts, mut same) = ([0; 3], true);
