@@ -275,13 +275,16 @@ mod tests {
     fn problems(change: impl FnOnce(&mut Register)) -> String {
         let mut register = register();
         change(&mut register);
-        register.check(&workspace(), &["quickstart"]).unwrap_err().to_string()
+        register.check(&workspace(), &names()).unwrap_err().to_string()
+    }
+
+    fn names() -> Vec<&'static str> {
+        crate::experiments::ALL.iter().map(|experiment| experiment.name).collect()
     }
 
     #[test]
     fn the_register_of_this_project_is_sound() {
-        let names: Vec<_> = crate::experiments::ALL.iter().map(|experiment| experiment.name).collect();
-        register().check(&workspace(), &names).unwrap();
+        register().check(&workspace(), &names()).unwrap();
     }
 
     #[test]
@@ -293,7 +296,13 @@ mod tests {
 
     #[test]
     fn an_entry_that_says_done_must_prove_it() {
-        let text = problems(|r| r.method[0].status = Status::Done);
+        let text = problems(|r| {
+            let method = &mut r.method[0];
+            method.tests.clear();
+            method.experiment.clear();
+            method.result.clear();
+            method.status = Status::Done;
+        });
         for part in ["names no tests", "names no experiment", "names no result"] {
             assert!(text.contains(part), "{text}");
         }
