@@ -1,4 +1,4 @@
-//! What a host can lack: a library, the right library, a device, sense in the number of threads.
+//! What a host can lack: a library, the right library, sense in the number of threads.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use pilotfish_architectures::Checkpoint;
 use pilotfish_runtime::home::Home;
-use pilotfish_runtime::{Device, LoadOptions, OnnxCausal, RuntimeError, library};
+use pilotfish_runtime::{LoadOptions, OnnxCausal, RuntimeError, library};
 
 /// A shared library made of this source.
 fn compile(folder: &Path, name: &str, source: &str) -> PathBuf {
@@ -73,18 +73,4 @@ fn threads_without_sense_are_refused() {
     let error =
         OnnxCausal::from_checkpoint(&checkpoint, &LoadOptions::default().threads(10_000)).err().unwrap();
     assert_eq!(error.to_string(), "option threads = 10000: 0 (one a core) to 1024");
-}
-
-/// A device that was named and is not there is an error, never the processor instead.
-#[test]
-fn an_absent_device_is_an_error() {
-    for name in ["cuda", "cuda:0", "cuda:7"] {
-        let error = name.parse::<Device>().unwrap().resolve().unwrap_err();
-        assert!(matches!(error, RuntimeError::NoDevice { .. }), "{error}");
-        assert!(error.to_string().contains("feature `cuda`"), "{error}");
-    }
-    assert_eq!(Device::Auto.resolve().unwrap(), Device::Cpu);
-    for name in ["gpu", "cuda:", "cuda:-1", "cuda:4294967296", "CPU", ""] {
-        assert!(name.parse::<Device>().is_err(), "{name:?}");
-    }
 }

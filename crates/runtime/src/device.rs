@@ -69,7 +69,7 @@ impl Device {
 fn cuda_available() -> std::result::Result<(), String> {
     use ort::ep::ExecutionProvider;
     crate::library::environment().map_err(|error| error.to_string())?;
-    match ort::ep::CUDA::default().is_available() {
+    match ort::ep::CUDA::is_available() {
         Ok(true) => Ok(()),
         Ok(false) => Err("this ONNX Runtime library was built without CUDA; `cargo xtask setup --cuda` \
                           installs one that has it"
