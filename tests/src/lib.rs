@@ -2,6 +2,9 @@
 //! every causal model obeys whatever runs it.
 #![allow(clippy::unwrap_used)]
 
+use std::ffi::OsStr;
+use std::process::Command;
+
 use pilotfish_architectures::{CausalConfig, CausalNetwork, Checkpoint};
 use pilotfish_graph::weights::Weights;
 use pilotfish_model::{CausalModel, RowSet, Step, Token, TokenTree};
@@ -32,6 +35,29 @@ pub fn tiny_gemma() -> CausalNetwork {
 pub fn smollm2() -> Checkpoint {
     let folder = Home::locate().unwrap().model("smollm2-135m").unwrap();
     Checkpoint::open(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap()
+}
+
+/// Runs one test of this binary in a process of its own, with a variable set that tells it to measure, and reads the
+/// numbers that it prints after these words.
+#[track_caller]
+pub fn measured_apart<const N: usize>(
+    test: &str,
+    variable: &str,
+    value: impl AsRef<OsStr>,
+    words: [&str; N],
+) -> [f64; N] {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(variable, value)
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
+    let all: Vec<&str> = printed.split_whitespace().collect();
+    words.map(|word| {
+        let at = all.iter().position(|printed| *printed == word).unwrap();
+        all[at + 1].parse().unwrap()
+    })
 }
 
 /// The first layers of SmolLM2, with its embedding table, final norm and head.

@@ -8,6 +8,7 @@ use pilotfish_architectures::{Bert, CausalNetwork, Checkpoint, Message, Tokenize
 use pilotfish_model::{LogitForm, Pooling, RowSet, SequenceEncoder, Step, Steps, Tap};
 use pilotfish_runtime::home::Home;
 use pilotfish_runtime::{LoadOptions, OnnxCausal, OnnxEncoder, SessionConfig};
+use pilotfish_tests::smollm2;
 use serde_json::Value as Json;
 
 fn read(path: &Path) -> Json {
@@ -41,11 +42,6 @@ fn near(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");
     let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst <= tolerance, "{what}: differs by {worst}");
-}
-
-fn smollm2() -> Checkpoint {
-    let folder = Home::locate().unwrap().model("smollm2-135m").unwrap();
-    Checkpoint::open(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap()
 }
 
 fn minilm() -> PathBuf {

@@ -1,15 +1,9 @@
 //! Graphs of whole networks: what they cost, and what passes and files make of them.
 #![allow(clippy::unwrap_used)]
 
-use pilotfish_architectures::Checkpoint;
 use pilotfish_graph::cost::cost;
 use pilotfish_graph::{Mark, Op, Storage, passes};
-use pilotfish_runtime::home::Home;
-
-fn smollm2() -> Checkpoint {
-    let folder = Home::locate().unwrap().model("smollm2-135m").unwrap();
-    Checkpoint::open(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap()
-}
+use pilotfish_tests::smollm2;
 
 /// Against counts by hand: 30 layers of 576 wide, heads 9 and 3 of 64, MLP of 1536, 49152 tokens.
 #[test]

@@ -3,21 +3,15 @@
 
 use std::path::Path;
 
-use pilotfish_architectures::Checkpoint;
 use pilotfish_graph::onnx::{self, Lowering};
 use pilotfish_graph::{DType, Dim, Graph, Op, Storage, Tensor, quantize};
 use pilotfish_kernels::{Dense, Float, Product};
 use pilotfish_model::{LogitForm, RowSet, Step, Steps};
-use pilotfish_runtime::home::Home;
 use pilotfish_runtime::{
     LoadOptions, OnnxCausal, Products, RuntimeError, SessionConfig, lower_products, ort, product_operators,
 };
+use pilotfish_tests::smollm2;
 use serde_json::Value as Json;
-
-fn smollm2() -> Checkpoint {
-    let folder = Home::locate().unwrap().model("smollm2-135m").unwrap();
-    Checkpoint::open(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap()
-}
 
 /// Twenty prompts.
 fn prompts() -> Vec<Vec<u32>> {

@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use pilotfish_architectures::Checkpoint;
 use pilotfish_runtime::home::Home;
 use pilotfish_runtime::{LoadOptions, OnnxCausal, RuntimeError, library};
+use pilotfish_tests::smollm2;
 
 /// A shared library made of this source.
 fn compile(folder: &Path, name: &str, source: &str) -> PathBuf {
@@ -68,9 +68,7 @@ fn a_wrong_library_is_refused_and_leaves_room_for_the_right_one() {
 
 #[test]
 fn threads_without_sense_are_refused() {
-    let folder = Home::locate().unwrap().model("smollm2-135m").unwrap();
-    let checkpoint = Checkpoint::open(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap();
     let error =
-        OnnxCausal::from_checkpoint(&checkpoint, &LoadOptions::default().threads(10_000)).err().unwrap();
+        OnnxCausal::from_checkpoint(&smollm2(), &LoadOptions::default().threads(10_000)).err().unwrap();
     assert_eq!(error.to_string(), "option threads = 10000: 0 (one a core) to 1024");
 }

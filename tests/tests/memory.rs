@@ -2,19 +2,16 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
-use std::process::Command;
-
 use pilotfish_architectures::Checkpoint;
 use pilotfish_model::{CausalModel, Step, Steps};
 use pilotfish_pipeline::machine::peak_memory_mb;
-use pilotfish_runtime::home::Home;
 use pilotfish_runtime::{LoadOptions, OnnxCausal};
+use pilotfish_tests::{measured_apart, smollm2};
 
 const CHILD: &str = "PILOTFISH_TEST_MEMORY";
 
 fn model() -> (Checkpoint, OnnxCausal) {
-    let folder = Home::locate().unwrap().model("smollm2-135m").unwrap();
-    let checkpoint = Checkpoint::open(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap();
+    let checkpoint = smollm2();
     let model = OnnxCausal::from_checkpoint(&checkpoint, &LoadOptions::default().threads(1)).unwrap();
     (checkpoint, model)
 }
@@ -38,23 +35,12 @@ fn plain_decoding_holds_little_more_than_weights_and_cache() {
     }
     // Written as ONNX first, which is not decoding.
     let (checkpoint, model) = model();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "plain_decoding_holds_little_more_than_weights_and_cache", "--nocapture"])
-        .env(CHILD, "1")
-        .output()
-        .unwrap();
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
-    let words: Vec<&str> = printed.split_whitespace().collect();
-    let number = |name: &str| -> f64 {
-        let at = words.iter().position(|word| *word == name).unwrap();
-        words[at + 1].parse().unwrap()
-    };
+    let test = "plain_decoding_holds_little_more_than_weights_and_cache";
+    let [rows, peak] = measured_apart(test, CHILD, "1", ["rows", "peak"]);
     let config = checkpoint.causal().unwrap().config();
     let row = 2 * config.layers * config.kv_heads * config.head_dim * 4;
     let weights = (model.info().body_bytes + model.info().head_bytes) as f64 / MIB;
-    let cache = number("rows") * row as f64 / MIB;
-    let peak = number("peak");
+    let cache = rows * row as f64 / MIB;
     println!("peak {peak:.0} MB; weights {weights:.0} MB; cache {cache:.1} MB");
     assert!(peak <= 1.3 * (weights + cache), "{peak:.0} MB for {weights:.0} MB and {cache:.1} MB");
 }

@@ -4,11 +4,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
-use std::process::Command;
 
 use pilotfish_graph::onnx::{self, Lowering};
 use pilotfish_graph::{DType, Dim, Graph, Op, Storage, Tensor};
 use pilotfish_runtime::{SessionConfig, lower_products, ort, packed_bytes, product_operators};
+use pilotfish_tests::measured_apart;
 
 /// Anonymous memory of this process, in bytes: what was allocated, not what was mapped from files.
 fn allocated() -> usize {
@@ -45,15 +45,8 @@ fn open(path: &Path, ins: usize) -> ort::session::Session {
 
 /// Bytes that are allocated while a session is open that has run twice, beyond those of a small one.
 fn used(path: &Path) -> usize {
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "the_packed_matrix_replaces_the_original", "--nocapture"])
-        .env(CHILD, path)
-        .output()
-        .unwrap();
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
-    let mut words = printed.split_whitespace().skip_while(|word| *word != "allocated");
-    words.nth(1).unwrap().parse().unwrap()
+    let [bytes] = measured_apart("the_packed_matrix_replaces_the_original", CHILD, path, ["allocated"]);
+    bytes as usize
 }
 
 /// The file holds the packed matrix and no other, and a session uses it where it is mapped: there is neither a second

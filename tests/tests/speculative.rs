@@ -13,13 +13,8 @@ use pilotfish_decoding::{
 use pilotfish_evaluation::prompts;
 use pilotfish_model::sampling::{Distribution, Sampler, Warpers};
 use pilotfish_model::{CausalModel, LogitForm, Logits, RowSet, Step, Steps, Streams, Token, TokenTree};
-use pilotfish_runtime::home::Home;
 use pilotfish_runtime::{LoadOptions, OnnxCausal};
-
-fn smollm2() -> Checkpoint {
-    let folder = Home::locate().unwrap().model("smollm2-135m").unwrap();
-    Checkpoint::open(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap()
-}
+use pilotfish_tests::smollm2;
 
 fn model(checkpoint: &Checkpoint) -> OnnxCausal {
     OnnxCausal::from_checkpoint(checkpoint, &LoadOptions::default().threads(1)).unwrap()

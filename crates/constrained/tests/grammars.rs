@@ -1,14 +1,16 @@
 //! Grammars that are hostile, empty, ambiguous or merely large: a typed error or a right answer, in bounded time.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::sync::Arc;
 
-use pilotfish_constrained::{
-    ConstrainedError, Constraint, GrammarLimits, Grammars, Mask, Result, Smc, Vocabulary,
-};
+use pilotfish_constrained::{ConstrainedError, Constraint, GrammarLimits, Grammars, Result, Smc, Vocabulary};
+use pilotfish_model::Streams;
 use pilotfish_model::toy::TableModel;
-use pilotfish_model::{Streams, Token};
 use serde_json::json;
+
+use common::naive;
 
 fn bytes() -> Grammars {
     Grammars::new(Arc::new(Vocabulary::single_bytes())).unwrap()
@@ -36,20 +38,6 @@ fn words() -> Grammars {
     ];
     let bytes = list.iter().map(|bytes| Some(bytes.to_vec())).chain([None]).collect();
     Grammars::new(Arc::new(Vocabulary::new(bytes, vec![16]).unwrap())).unwrap()
-}
-
-fn naive(constraint: &mut dyn Constraint, vocabulary: &Vocabulary) -> Mask {
-    let mut mask = Mask::none(vocabulary.len());
-    for token in 0..vocabulary.len() as Token {
-        let allowed = match vocabulary.bytes(token) {
-            Some(bytes) => constraint.prefix(bytes).unwrap(),
-            None => vocabulary.is_end(token) && constraint.complete().unwrap(),
-        };
-        if allowed {
-            mask.allow(token);
-        }
-    }
-    mask
 }
 
 fn matches(grammar: &dyn Constraint, text: &str) -> bool {

@@ -1,16 +1,20 @@
 //! Samplers on laws that can be enumerated.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::collections::BTreeMap;
 
 use pilotfish_constrained::{
-    Anything, Both, ConstrainedError, Constraint, Critic, Dfa, End, Estimator, Mask, NextLaw, Pool,
-    Predicate, Proposal, Rejection, Resampling, Smc, Vocabulary,
+    Anything, Both, ConstrainedError, Constraint, Critic, Dfa, End, Estimator, NextLaw, Pool, Predicate,
+    Proposal, Rejection, Resampling, Smc, Vocabulary,
 };
 use pilotfish_model::sampling::Warpers;
 use pilotfish_model::toy::TableModel;
 use pilotfish_model::{Steps, Streams, Token};
 use proptest::prelude::*;
+
+use common::naive;
 
 fn vocabulary(letters: &str) -> Vocabulary {
     let bytes = letters.bytes().map(|byte| Some(vec![byte])).chain([None]).collect();
@@ -422,20 +426,6 @@ fn critics_differ_in_when_they_ask() {
     let base = smc(Critic::None).run(&mut model, &vocabulary, &dfa, &[4], Streams::new(1)).unwrap();
     assert_eq!(base.ledger.constraint_calls, 0);
     assert_eq!(base.log_evidence(), 0.0);
-}
-
-fn naive(constraint: &mut dyn Constraint, vocabulary: &Vocabulary) -> Mask {
-    let mut mask = Mask::none(vocabulary.len());
-    for token in 0..vocabulary.len() as Token {
-        let allowed = match vocabulary.bytes(token) {
-            Some(bytes) => constraint.prefix(bytes).unwrap(),
-            None => vocabulary.is_end(token) && constraint.complete().unwrap(),
-        };
-        if allowed {
-            mask.allow(token);
-        }
-    }
-    mask
 }
 
 proptest! {

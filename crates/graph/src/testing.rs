@@ -10,29 +10,11 @@ use std::collections::BTreeMap;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+pub use crate::Feed;
 use crate::{
     AttentionConfig, BinaryOp, DType, Dim, Graph, Literal, ReduceOp, Result, RopeScaling, Shape, Tensor,
     UnaryOp, Value,
 };
-
-/// Numbers for an input.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Feed {
-    /// For an input of type `F32`.
-    Float {
-        /// Dimensions.
-        shape: Vec<usize>,
-        /// Row-major values.
-        values: Vec<f32>,
-    },
-    /// For an input of type `I64`.
-    Int {
-        /// Dimensions.
-        shape: Vec<usize>,
-        /// Row-major values.
-        values: Vec<i64>,
-    },
-}
 
 /// A graph of a dozen or so operations and numbers for its inputs, the same for the same seed. Inputs have
 /// symbolic dimensions `B`, `T` and, with a past that may be empty, `L`; there are one to three float outputs

@@ -109,6 +109,9 @@ impl PipelineError {
     }
 }
 
+/// Anything that goes wrong in a command or an experiment, where many things can.
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
+
 /// Writes a file whole or not at all, with the permissions that any new file has here.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;

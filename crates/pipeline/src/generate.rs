@@ -14,6 +14,7 @@ use pilotfish_model::{CausalModel, Ledger, ModelInfo, Streams, Token};
 use pilotfish_runtime::{LoadOptions, OnnxCausal};
 
 use crate::PipelineError;
+use crate::error::Failure;
 
 /// The bytes of a tokeniser's tokens, with the model's end tokens. Control tokens have none, and neither have ids of
 /// the model that the tokeniser does not know.
@@ -111,8 +112,6 @@ pub struct Generated {
     /// Wall time of generation, in seconds.
     pub seconds: f64,
 }
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Generates a text with a checkpoint. `show` gets what is certain as soon as it is: what all particles agree on, and
 /// in the end the rest of the heaviest text. It says whether to go on.

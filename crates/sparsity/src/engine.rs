@@ -1,25 +1,7 @@
+pub use pilotfish_graph::Feed;
 use pilotfish_graph::Graph;
 
 use crate::Result;
-
-/// Numbers for an input of a graph, row-major.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Feed {
-    /// Floats.
-    Float {
-        /// Dimensions.
-        shape: Vec<usize>,
-        /// Values.
-        values: Vec<f32>,
-    },
-    /// Integers.
-    Int {
-        /// Dimensions.
-        shape: Vec<usize>,
-        /// Values.
-        values: Vec<i64>,
-    },
-}
 
 /// Whatever can run graphs: ONNX Runtime, an interpreter.
 pub trait Engine {

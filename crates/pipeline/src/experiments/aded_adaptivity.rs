@@ -6,7 +6,8 @@ use pilotfish_model::Streams;
 use pilotfish_model::sampling::Warpers;
 use pilotfish_model::toy::TableModel;
 
-use super::toys::{self, Began, Page, mean};
+use super::page::{self, Began, Page, mean};
+use super::toys;
 use super::{Choice, Context, Experiment, Outcome};
 use crate::plots::{Point, Series};
 use crate::steps::Run;
@@ -121,19 +122,19 @@ fn run(context: &Context) -> Outcome {
             .collect(),
     };
     let plots = vec![
-        toys::lines(
+        page::lines(
             "A larger table",
             "log10(1 + tokens counted)",
             "tokens a round",
             vec![by_size("MCTS", true), by_size("MCTS", false)],
         ),
-        toys::lines(
+        page::lines(
             "A larger draft",
             "nodes",
             "tokens a round",
             SEARCHES.iter().map(|(name, _)| by_budget(name)).collect(),
         ),
-        toys::lines(
+        page::lines(
             &format!("Over a stream of texts, table from {} tokens", sizes[0]),
             "text",
             "tokens a round",

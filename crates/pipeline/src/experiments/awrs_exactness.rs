@@ -9,8 +9,9 @@ use pilotfish_model::{Streams, Token};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::toys::{self, Began, Failure, Page, mean};
+use super::page::{self, Began, Page, mean};
 use super::{Choice, Context, Experiment, Outcome};
+use crate::error::Failure;
 use crate::plots::{Point, Series};
 use crate::steps::Run;
 use crate::tables::Table;
@@ -309,8 +310,8 @@ fn run(context: &Context) -> Outcome {
             .collect(),
     };
     let plots = vec![
-        toys::lines("Distance to the posterior", "log10 particles", "total variation", lines),
-        toys::lines(
+        page::lines("Distance to the posterior", "log10 particles", "total variation", lines),
+        page::lines(
             "Tokens tested as valid ones become rare",
             "log10 1/Z",
             "log10 tokens tested",

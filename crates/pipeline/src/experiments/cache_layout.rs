@@ -5,10 +5,11 @@ use pilotfish_model::CausalModel;
 use pilotfish_runtime::{LoadOptions, OnnxCausal};
 use serde::{Deserialize, Serialize};
 
-use super::session::{Failure, MODEL, THREADS};
-use super::width_cost::{checkpoint, measure, versions};
-use super::{Choice, Context, Experiment, Finished, Outcome};
-use crate::machine::{self, Machine};
+use super::page::Began;
+use super::session::{MODEL, THREADS};
+use super::width_cost::{checkpoint, measure};
+use super::{Choice, Context, Experiment, Outcome};
+use crate::error::Failure;
 use crate::plots::{Kind, Plot, Point, Series};
 use crate::results::ResultFile;
 use crate::steps::Run;
@@ -61,8 +62,7 @@ fn run(context: &Context) -> Outcome {
     if pasts.is_empty() || repeats == 0 || pasts.iter().any(|&past| past == 0 || past >= config.context) {
         return Err(format!("past and repeats must not be 0, and past less than {}", config.context).into());
     }
-    let started = machine::now();
-    let load = machine::load();
+    let began = Began::now();
     let mut run =
         Run::open(context.results(), CACHE_LAYOUT.name, options, context.fresh(), context.is_quiet())?;
     run.expect(pasts.len() as u64);
@@ -98,7 +98,6 @@ fn run(context: &Context) -> Outcome {
             "past": past, "cache_bytes": past * row, "in_place": costs[0], "handed": costs[1],
         }));
     }
-    run.finish();
     let result = ResultFile {
         experiment: CACHE_LAYOUT.name.into(),
         title: format!("A cache that stays, and one that is handed round: {}", models[0].info().name),
@@ -107,12 +106,6 @@ fn run(context: &Context) -> Outcome {
                   network with the same weights; what differs is attention and where its cache lies."
             .into(),
         config: serde_json::to_value(options)?,
-        seeds: vec![],
-        versions: versions(),
-        commit: machine::commit(std::path::Path::new(".")),
-        machine: Machine::here(),
-        load: [load, machine::load()],
-        time: [started, machine::now()],
         rows,
         tables: vec![table.clone()],
         plots: vec![Plot {
@@ -128,8 +121,9 @@ fn run(context: &Context) -> Outcome {
              cache is short."
                 .into(),
         ],
+        ..ResultFile::default()
     };
-    let (path, report) = result.write(run.folder())?;
+    let (_, finished) = began.write(&run, result)?;
     context.show(&table.terminal());
-    Ok(Finished { result: Some(path), report: Some(report) })
+    Ok(finished)
 }

@@ -11,8 +11,9 @@ use pilotfish_model::{Streams, Token};
 use pilotfish_supervision::heads::{Logistic, LogisticConfig};
 use serde::{Deserialize, Serialize};
 
-use super::toys::{self, Began, Failure, Page, mean};
+use super::page::{self, Began, Page, mean};
 use super::{Choice, Context, Experiment, Outcome};
+use crate::error::Failure;
 use crate::plots::{Point, Series};
 use crate::steps::Run;
 use crate::tables::Table;
@@ -352,7 +353,7 @@ fn run(context: &Context) -> Outcome {
         .iter()
         .enumerate()
         .map(|(at, width)| {
-            toys::lines(&format!("Below the mode, width {width}"), "length", "nats", series(at))
+            page::lines(&format!("Below the mode, width {width}"), "length", "nats", series(at))
         })
         .collect();
     let rows = all.iter().map(|world| serde_json::json!({ "world": world })).collect();

@@ -10,10 +10,11 @@ use pilotfish_sparsity::sequential::{Layers, advance, linears};
 use pilotfish_sparsity::wina::{Rotated, Rotations};
 use serde::{Deserialize, Serialize};
 
+use super::page::{self, Began, Page};
 use super::prune::{Score, tokens};
 use super::session::MODEL;
-use super::toys::{self, Began, Failure, Page};
 use super::{Choice, Context, Experiment, Outcome, width_cost};
+use crate::error::Failure;
 use crate::plots::{Point, Series};
 use crate::sparse::{Decoder, OnnxEngine, samples, windows};
 use crate::steps::Run;
@@ -254,13 +255,13 @@ fn run(context: &Context) -> Outcome {
             .collect(),
     };
     let plots = vec![
-        toys::lines(
+        page::lines(
             "Perplexity against sparsity",
             "share of inputs dropped",
             "ln perplexity",
             methods.iter().map(|m| curve(m, &|s, _| s)).collect(),
         ),
-        toys::lines(
+        page::lines(
             "Perplexity against multiply-adds",
             "share of the dense model's multiply-adds",
             "ln perplexity",

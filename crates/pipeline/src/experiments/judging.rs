@@ -2,22 +2,28 @@
 
 use pilotfish_evaluation::Interval;
 use pilotfish_model::Streams;
+use pilotfish_supervision::weak_to_strong::area_under_curve;
 use rand::Rng;
+
+use super::{Choice, Options};
+use crate::error::Failure;
+
+/// Which halves of an experiment run.
+pub(super) const PART: Choice = Choice { name: "part", default: "both", about: "synthetic, real or both" };
+
+/// Whether the synthetic and the real half run.
+pub(super) fn parts(options: &Options) -> Result<(bool, bool), Failure> {
+    match options.text("part")? {
+        "synthetic" => Ok((true, false)),
+        "real" => Ok((false, true)),
+        "both" => Ok((true, true)),
+        other => Err(format!("--part {other:?}: there are synthetic, real, both").into()),
+    }
+}
 
 /// Probability that a right response scores above a wrong one; ties count half. Scores that are NaN do not count.
 pub(super) fn auroc(scores: impl Iterator<Item = (f64, bool)>) -> Option<f64> {
-    let mut all: Vec<(f64, bool)> = scores.filter(|(score, _)| !score.is_nan()).collect();
-    all.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let (right, wrong) = (all.iter().filter(|x| x.1).count(), all.iter().filter(|x| !x.1).count());
-    let (mut sum, mut at) = (0.0, 0);
-    while at < all.len() {
-        let end = at + all[at..].iter().take_while(|x| x.0 == all[at].0).count();
-        let rank = (at + end + 1) as f64 / 2.0;
-        sum += rank * all[at..end].iter().filter(|x| x.1).count() as f64;
-        at = end;
-    }
-    let pairs = (right * wrong) as f64;
-    (pairs > 0.0).then(|| (sum - (right * (right + 1)) as f64 / 2.0) / pairs)
+    area_under_curve(scores.filter(|(score, _)| !score.is_nan()).collect())
 }
 
 /// Mean of the shares of right and of wrong responses that are judged so; `None` where one kind is missing.

@@ -8,8 +8,9 @@ use pilotfish_kernels::{Active, Columns, Dense, Float, Product, Roofline, Serial
 use pilotfish_runtime::{Products, compare, packed_bytes};
 use serde::{Deserialize, Serialize};
 
-use super::{Choice, Context, Experiment, Finished, Outcome, width_cost};
-use crate::machine::{self, Machine};
+use super::page::Began;
+use super::{Choice, Context, Experiment, Outcome, width_cost};
+use crate::error::Failure;
 use crate::plots::{Kind, Plot, Point, Series};
 use crate::results::ResultFile;
 use crate::steps::Run;
@@ -179,7 +180,7 @@ fn run(context: &Context) -> Outcome {
     if zeros.iter().any(|zeros| !(0.0..100.0).contains(zeros)) {
         return Err("zeros are per cent, from 0 to below 100".into());
     }
-    let (started, load) = (machine::now(), machine::load());
+    let began = Began::now();
     let mut run = Run::open(context.results(), KERNELS.name, options, context.fresh(), context.is_quiet())?;
     let places = |shape: [usize; 2]| if 4 * shape[0] * shape[1] <= IN_CACHE { 2 } else { 1 };
     let steps = threads.len() * (1 + shapes.iter().map(|&shape| places(shape)).sum::<usize>()) + shapes.len();
@@ -202,7 +203,6 @@ fn run(context: &Context) -> Outcome {
             gathered.extend(run.step(&format!("{text} gathered"), || gather(shape, &zeros, rounds))?);
         }
     }
-    run.finish();
     let (tables, plots) = show(&timed, &gathered, &rooflines, &widths);
     for table in &tables {
         context.show(&table.terminal());
@@ -219,12 +219,6 @@ fn run(context: &Context) -> Outcome {
              peak) of this machine, measured in the same run."
         ),
         config: serde_json::to_value(options)?,
-        seeds: vec![],
-        versions: width_cost::versions(),
-        commit: machine::commit(std::path::Path::new(".")),
-        machine: Machine::here(),
-        load: [load, machine::load()],
-        time: [started, machine::now()],
         rows: rows.collect::<Result<_, _>>()?,
         tables,
         plots,
@@ -241,9 +235,10 @@ fn run(context: &Context) -> Outcome {
              activations have 16 bits."
                 .into(),
         ],
+        ..ResultFile::default()
     };
-    let (path, report) = result.write(run.folder())?;
-    Ok(Finished { result: Some(path), report: Some(report) })
+    let (_, finished) = began.write(&run, result)?;
+    Ok(finished)
 }
 
 /// All storages of a shape at one place.
@@ -254,7 +249,7 @@ fn variants(
     in_cache: bool,
     widths: &[usize],
     rounds: usize,
-) -> Result<Vec<Timed>, Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<Vec<Timed>, Failure> {
     let (mut variants, mut timed) = (Vec::new(), Vec::new());
     for name in names {
         let storage = width_cost::storage(name)?;

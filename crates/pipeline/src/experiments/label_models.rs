@@ -13,14 +13,13 @@ use pilotfish_supervision::{SupervisionError, Votes};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::{Choice, Context, Experiment, Finished, Outcome, width_cost};
-use crate::machine::{self, Machine};
+use super::page::Began;
+use super::{Choice, Context, Experiment, Outcome};
+use crate::error::Failure;
 use crate::plots::{Kind, Plot, Point, Series};
 use crate::results::ResultFile;
 use crate::steps::Run;
 use crate::tables::Table;
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The experiment.
 pub(super) const LABEL_MODELS: Experiment = Experiment {
@@ -262,7 +261,7 @@ fn under_training() -> Result<Vec<(usize, f64, f64)>, Failure> {
 
 fn run(context: &Context) -> Outcome {
     let options = context.options();
-    let (started, load) = (machine::now(), machine::load());
+    let began = Began::now();
     let (seeds, seed) = (options.get::<u64>("seeds")?, options.get::<u64>("seed")?);
     if seeds == 0 {
         return Err("--seeds must be at least 1".into());
@@ -283,9 +282,6 @@ fn run(context: &Context) -> Outcome {
         title: "Label models: simulated voters and crowds".into(),
         config,
         seeds: vec![seed],
-        versions: width_cost::versions(),
-        commit: machine::commit(Path::new(".")),
-        machine: Machine::here(),
         ..ResultFile::default()
     };
     let mut measured = Vec::new();
@@ -340,7 +336,6 @@ fn run(context: &Context) -> Outcome {
     if !crowds.is_empty() {
         result.tables.push(crowd_table(&crowds));
     }
-    run.finish();
     let at = |world: usize, model: usize| 100.0 * measured[world].accuracy[model].0;
     // Ten voters, 1,000 items, equal classes; then four copies.
     let (usual, copied) = (8, worlds.len() - 1);
@@ -373,16 +368,7 @@ fn run(context: &Context) -> Outcome {
     if folder.is_empty() {
         result.notes.push("No crowds: --crowd names a folder with them.".into());
     }
-    (result.load, result.time) = ([load, machine::load()], [started, machine::now()]);
-    let (path, report) = result.write(run.folder())?;
-    for table in &result.tables {
-        context.show(&format!("{}\n", table.terminal()));
-    }
-    context.show(&result.summary);
-    for note in &result.notes {
-        context.show(&format!("- {note}"));
-    }
-    Ok(Finished { result: Some(path), report: Some(report) })
+    began.publish(context, &run, result)
 }
 
 fn sentence(name: &str, crowd: &Crowd) -> String {

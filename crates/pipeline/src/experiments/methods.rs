@@ -10,7 +10,7 @@ use pilotfish_graph::Storage;
 use pilotfish_model::{CausalModel, Streams};
 use pilotfish_runtime::{LoadOptions, OnnxCausal};
 
-use super::session::Failure;
+use crate::error::Failure;
 
 /// What methods are made from.
 pub(super) struct Ground<'a> {

@@ -18,6 +18,7 @@ mod label_models;
 mod meta_ranking;
 mod methods;
 mod options;
+mod page;
 mod prune;
 mod quickstart;
 mod rsd_budget;

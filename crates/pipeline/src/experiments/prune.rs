@@ -9,9 +9,10 @@ use pilotfish_sparsity::sequential::{Patterns, advance, prune_network, with_matr
 use pilotfish_sparsity::{LayerReport, Pattern, Pruner, Skip};
 use serde::{Deserialize, Serialize};
 
+use super::page::{self, Began, Page};
 use super::session::MODEL;
-use super::toys::{self, Began, Failure, Page};
 use super::{Choice, Context, Experiment, Outcome, width_cost};
+use crate::error::Failure;
 use crate::plots::{Point, Series};
 use crate::sparse::{Decoder, FolderStore, OnnxEngine, samples, windows};
 use crate::steps::Run;
@@ -316,7 +317,7 @@ fn page(
         .collect::<Vec<_>>();
     let plots = match series.is_empty() {
         true => Vec::new(),
-        false => vec![toys::lines("Perplexity against sparsity", "share of zeros", "ln perplexity", series)],
+        false => vec![page::lines("Perplexity against sparsity", "share of zeros", "ln perplexity", series)],
     };
     let shape = shape(cells, seeds);
     let predicted = dense.nats.len() * dense.tokens;

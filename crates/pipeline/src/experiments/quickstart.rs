@@ -7,10 +7,12 @@ use pilotfish_evaluation::{Comparison, PairedConfig};
 use pilotfish_model::CausalModel;
 use serde::{Deserialize, Serialize};
 
-use super::session::{self, Failure, Session, Side, ratio, speed_up, total};
+use super::page::{Began, show_words};
+use super::session::{self, Session, Side, ratio, speed_up, total};
 use super::width_cost::{self, WidthCost};
-use super::{Choice, Context, Experiment, Finished, Outcome};
-use crate::machine::{self, Machine};
+use super::{Choice, Context, Experiment, Outcome};
+use crate::error::Failure;
+use crate::machine;
 use crate::plots::{Kind, Plot, Point, Series};
 use crate::results::ResultFile;
 use crate::steps::Run;
@@ -66,7 +68,7 @@ fn run(context: &Context) -> Outcome {
     if tokens == 0 {
         return Err("--tokens must be at least 1".into());
     }
-    let (started, load) = (machine::now(), machine::load());
+    let began = Began::now();
     let mut session = Session::open(context)?;
     let mut run =
         Run::open(context.results(), QUICKSTART.name, options, context.fresh(), context.is_quiet())?;
@@ -108,7 +110,6 @@ fn run(context: &Context) -> Outcome {
         })?;
         pairs.push(pair);
     }
-    run.finish();
 
     let peak = machine::peak_memory_mb();
     let (overall, categories) = summaries(&pairs)?;
@@ -133,11 +134,6 @@ fn run(context: &Context) -> Outcome {
         ),
         config: serde_json::json!({ "options": options, "lookup": { "longest": lookup.longest, "shortest": lookup.shortest, "draft": lookup.draft } }),
         seeds: vec![PairedConfig::default().seed],
-        versions: width_cost::versions(),
-        commit: machine::commit(std::path::Path::new(".")),
-        machine: Machine::here(),
-        load: [load, machine::load()],
-        time: [started, machine::now()],
         rows: pairs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?,
         tables: vec![table.clone(), curve.clone()],
         plots: vec![
@@ -146,13 +142,12 @@ fn run(context: &Context) -> Outcome {
             lengths_plot(&pairs),
         ],
         notes: notes(&pairs, &costs, weights, plain_mbs, peak, &overall),
+        ..ResultFile::default()
     };
-    let (path, report) = result.write(run.folder())?;
-    context.show(&format!("{}\n\n{}\n\n{}", table.terminal(), curve.terminal(), result.summary));
-    for note in &result.notes {
-        context.show(&format!("- {note}"));
-    }
-    Ok(Finished { result: Some(path), report: Some(report) })
+    let (result, finished) = began.write(&run, result)?;
+    context.show(&format!("{}\n\n{}\n", table.terminal(), curve.terminal()));
+    show_words(context, &result);
+    Ok(finished)
 }
 
 type Categories = Vec<(String, Comparison)>;

@@ -5,7 +5,8 @@ use pilotfish_decoding::{Drafter, Limits, lossless};
 use pilotfish_model::Streams;
 use pilotfish_model::sampling::Warpers;
 
-use super::toys::{self, Began, Page};
+use super::page::{self, Began, Page};
+use super::toys;
 use super::{Choice, Context, Experiment, Outcome};
 use crate::plots::Series;
 use crate::steps::Run;
@@ -103,7 +104,7 @@ fn run(context: &Context) -> Outcome {
                     .collect(),
             });
             let title = format!("Block efficiency, noise {noise}");
-            toys::lines(&title, "tokens drafted a round", "tokens a round", series.into())
+            page::lines(&title, "tokens drafted a round", "tokens a round", series.into())
         })
         .collect();
     // Acceptance within two children on two symbols, in closed form: p = (a, 1-a), q = (b, 1-b).

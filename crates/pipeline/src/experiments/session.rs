@@ -13,10 +13,8 @@ use pilotfish_runtime::{LoadOptions, OnnxCausal};
 use serde::{Deserialize, Serialize};
 
 use super::{Choice, Context, width_cost};
+use crate::error::Failure;
 use crate::generate::vocabulary;
-
-/// Anything that goes wrong in an experiment.
-pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 pub(super) const MODEL: Choice =
     Choice { name: "model", default: "smollm2-135m", about: "a model's name, or the path of a checkpoint" };
@@ -29,7 +27,7 @@ pub(super) struct Session {
     pub(super) checkpoint: Checkpoint,
     pub(super) model: OnnxCausal,
     pub(super) load: LoadOptions,
-    tokenizer: Tokenizer,
+    pub(super) tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
 }
 

@@ -10,10 +10,11 @@ use pilotfish_sparsity::plan::{LayerPlan, Plan};
 use pilotfish_sparsity::sequential::{Layers, advance, linears, observe};
 use serde::{Deserialize, Serialize};
 
+use super::page::{self, Began, Page};
 use super::prune::tokens;
 use super::session::MODEL;
-use super::toys::{self, Began, Failure, Page};
 use super::{Choice, Context, Experiment, Outcome, width_cost};
+use crate::error::Failure;
 use crate::plots::{Point, Series};
 use crate::sparse::{Decoder, OnnxEngine, windows};
 use crate::steps::Run;
@@ -53,7 +54,7 @@ struct Cell {
 
 impl Cell {
     fn ratio(&self) -> f64 {
-        toys::mean(&self.active)
+        page::mean(&self.active)
     }
 }
 
@@ -224,7 +225,7 @@ fn run(context: &Context) -> Outcome {
         name: name.into(),
         points: rivals.iter().map(|row| Point { x: row.0.ratio(), y: loss(row), interval: None }).collect(),
     };
-    let plots = vec![toys::lines(
+    let plots = vec![page::lines(
         "Loss against activation ratio",
         "share of active neurons",
         "nats a token",

@@ -12,8 +12,10 @@ use pilotfish_model::{
 };
 use rand::Rng;
 
-use super::toys::{self, Began, Cell, Failure, Page};
+use super::page::{self, Began, Page};
+use super::toys::{self, Cell};
 use super::{Choice, Context, Experiment, Outcome};
+use crate::error::Failure;
 use crate::plots::{Point, Series};
 use crate::steps::Run;
 use crate::tables::Table;
@@ -254,13 +256,13 @@ fn run(context: &Context) -> Outcome {
             .collect(),
     };
     let plots = vec![
-        toys::lines(
+        page::lines(
             "Discarded tokens against verifications: lower left is better",
             "verifications a token",
             "discarded a token",
             frontier.into(),
         ),
-        toys::lines(
+        page::lines(
             "Calibration of the head on held-out tokens",
             "predicted acceptance",
             "mean label",

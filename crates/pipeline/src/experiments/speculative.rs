@@ -11,12 +11,13 @@ use pilotfish_model::{CausalModel, Phase, Streams, Token};
 use serde::{Deserialize, Serialize};
 
 use super::methods::{self, Ground, Made};
+use super::page::{Began, show_words};
 use super::session::{
-    self, Failure, Session, Side, acceptance_by_depth, length_shares, mean_tokens, ratio, speed_up, total,
+    self, Session, Side, acceptance_by_depth, length_shares, mean_tokens, ratio, speed_up, total,
 };
 use super::width_cost::{self, WidthCost};
 use super::{Choice, Context, Experiment, Finished, Outcome};
-use crate::machine::{self, Machine};
+use crate::error::Failure;
 use crate::plots::{Kind, Plot, Point, Series};
 use crate::results::ResultFile;
 use crate::steps::Run;
@@ -113,7 +114,7 @@ fn run(context: &Context) -> Outcome {
     let prompts = session::chosen(options.text("prompts")?, options.get("count")?)?;
     let streams = Streams::new(options.get("seed")?);
 
-    let (started, load) = (machine::now(), machine::load());
+    let began = Began::now();
     let mut session = Session::open(context)?;
     let mut run =
         Run::open(context.results(), SPECULATIVE.name, options, context.fresh(), context.is_quiet())?;
@@ -171,7 +172,6 @@ fn run(context: &Context) -> Outcome {
         })?;
         records.push(record);
     }
-    run.finish();
 
     let summaries = summaries(&names, &records)?;
     let main = main_table(&summaries, &records, &curve, sampler.is_greedy());
@@ -182,24 +182,20 @@ fn run(context: &Context) -> Outcome {
         summary: summary(&summaries, &records, &sampler, limits.new_tokens, &certificate),
         config: serde_json::json!({ "options": options, "warpers": sampler.warpers() }),
         seeds: vec![streams.seed(), PairedConfig::default().seed, certificate.thoroughness.seed],
-        versions: width_cost::versions(),
-        commit: machine::commit(std::path::Path::new(".")),
-        machine: Machine::here(),
-        load: [load, machine::load()],
-        time: [started, machine::now()],
         rows: records.iter().map(serde_json::to_value).collect::<Result<_, _>>()?,
         tables: vec![main.clone(), by_category.clone(), curve_table(&costs)],
         plots: plots(&summaries, &records, &costs),
         notes: notes(&made, &records, &costs, &sampler, &certificate, resumed, &session),
+        ..ResultFile::default()
     };
-    let (path, report) = result.write(run.folder())?;
+    let (result, finished) = began.write(&run, result)?;
     let copy = options.text("json")?;
-    if !copy.is_empty() {
-        std::fs::copy(&path, copy).map_err(|error| format!("--json {copy}: {error}"))?;
+    if let Some(path) = finished.result.as_ref().filter(|_| !copy.is_empty()) {
+        std::fs::copy(path, copy).map_err(|error| format!("--json {copy}: {error}"))?;
     }
-    context.show(&format!("{}\n\n{}\n\n{}", main.terminal(), by_category.terminal(), result.summary));
-    result.notes.iter().for_each(|note| context.show(&format!("- {note}")));
-    Ok(Finished { result: Some(path), report: Some(report) })
+    context.show(&format!("{}\n\n{}\n", main.terminal(), by_category.terminal()));
+    show_words(context, &result);
+    Ok(finished)
 }
 
 /// One method on one prompt.

@@ -1,4 +1,4 @@
-//! What experiments on toy models share: sampled texts, laws that resemble each other, one way to write a result.
+//! What experiments on toy models share: sampled texts, and laws that resemble each other.
 
 use std::time::Duration;
 
@@ -7,16 +7,10 @@ use pilotfish_model::toy::TableModel;
 use pilotfish_model::{CausalModel, Ledger, StreamRng, Token};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
-use serde_json::Value as Json;
 
-use super::{Context, Experiment, Finished, Outcome, width_cost};
-use crate::machine::{self, Machine};
-use crate::plots::{Kind, Plot, Point, Series};
-use crate::results::ResultFile;
-use crate::steps::Run;
-use crate::tables::Table;
-
-pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
+use super::page::mean;
+use crate::error::Failure;
+use crate::plots::Point;
 
 /// A cell of an experiment: what decoding a set of prompts gave.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,10 +41,6 @@ impl Cell {
     pub(super) fn text(&self) -> String {
         format!("{:.3} ± {:.3}", self.mean(), self.error())
     }
-}
-
-pub(super) fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 /// Decodes every prompt.
@@ -111,65 +101,4 @@ pub(super) fn noisy(
         all.extend(law.probs().iter().map(|p| p * (strength * rng.random_range(-1.0..=1.0f64)).exp()));
     }
     Ok(TableModel::new(1, vocab, all)?)
-}
-
-/// A finished experiment, but for what every result has.
-pub(super) struct Page {
-    pub(super) experiment: &'static Experiment,
-    pub(super) title: String,
-    pub(super) summary: String,
-    pub(super) seeds: Vec<u64>,
-    pub(super) rows: Vec<Json>,
-    pub(super) tables: Vec<Table>,
-    pub(super) plots: Vec<Plot>,
-    pub(super) notes: Vec<String>,
-}
-
-/// Where and when an experiment began.
-pub(super) struct Began {
-    time: String,
-    load: Option<f64>,
-}
-
-impl Began {
-    pub(super) fn now() -> Self {
-        Self { time: machine::now(), load: machine::load() }
-    }
-}
-
-impl Page {
-    /// Writes the result and shows it.
-    pub(super) fn write(self, context: &Context, run: &Run, began: Began) -> Outcome {
-        run.finish();
-        let result = ResultFile {
-            experiment: self.experiment.name.into(),
-            title: self.title,
-            summary: self.summary,
-            config: serde_json::json!({ "options": context.options() }),
-            seeds: self.seeds,
-            versions: width_cost::versions(),
-            commit: machine::commit(std::path::Path::new(".")),
-            machine: Machine::here(),
-            load: [began.load, machine::load()],
-            time: [began.time, machine::now()],
-            rows: self.rows,
-            tables: self.tables,
-            plots: self.plots,
-            notes: self.notes,
-        };
-        let (path, report) = result.write(run.folder())?;
-        for table in &result.tables {
-            context.show(&format!("{}\n", table.terminal()));
-        }
-        context.show(&result.summary);
-        for note in &result.notes {
-            context.show(&format!("- {note}"));
-        }
-        Ok(Finished { result: Some(path), report: Some(report) })
-    }
-}
-
-/// A plot of lines.
-pub(super) fn lines(title: &str, x: &str, y: &str, series: Vec<Series>) -> Plot {
-    Plot { title: title.into(), x: x.into(), y: y.into(), kind: Kind::Lines, series, reference: None }
 }

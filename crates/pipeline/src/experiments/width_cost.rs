@@ -11,8 +11,9 @@ use pilotfish_model::{CausalModel, LogitForm, RowSet, Step, Steps, Token};
 use pilotfish_runtime::{LoadOptions, OnnxCausal, ProductChoice, Products, library, packed_bytes};
 use serde::{Deserialize, Serialize};
 
-use super::{Choice, Context, Experiment, Finished, Outcome};
-use crate::machine::{self, Machine};
+use super::page::Began;
+use super::{Choice, Context, Experiment, Outcome};
+use crate::error::Failure;
 use crate::plots::{Kind, Plot, Point, Series};
 use crate::results::ResultFile;
 use crate::steps::Run;
@@ -153,10 +154,7 @@ pub fn storage(name: &str) -> Result<Storage, String> {
 ///
 /// # Errors
 /// Neither of the two.
-pub fn checkpoint(
-    context: &Context,
-    model: &str,
-) -> Result<Checkpoint, Box<dyn std::error::Error + Send + Sync>> {
+pub fn checkpoint(context: &Context, model: &str) -> Result<Checkpoint, Failure> {
     let path = std::path::Path::new(model);
     let path = if path.exists() { path.to_owned() } else { context.model(model)? };
     Ok(Checkpoint::open(path)?)
@@ -340,8 +338,7 @@ fn run(context: &Context) -> Outcome {
         return Err(why.into());
     }
     storages.iter().try_for_each(|name| storage(name).map(|_| ()))?;
-    let started = machine::now();
-    let load = machine::load();
+    let began = Began::now();
     let checkpoint = checkpoint(context, options.text("model")?)?;
     let mut run =
         Run::open(context.results(), WIDTH_COST.name, options, context.fresh(), context.is_quiet())?;
@@ -383,11 +380,10 @@ fn run(context: &Context) -> Outcome {
                         choices: choices.iter().map(ToString::to_string).collect(),
                     }
                 });
-            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(curves.collect::<Vec<_>>())
+            Ok::<_, Failure>(curves.collect::<Vec<_>>())
         })?;
         curves.extend(measured);
     }
-    run.finish();
     let (tables, plots) = show(&curves, &rooflines, &widths);
     for table in &tables {
         context.show(&table.terminal());
@@ -406,19 +402,14 @@ fn run(context: &Context) -> Outcome {
              measured in the same run."
         ),
         config: serde_json::to_value(options)?,
-        seeds: vec![],
-        versions: versions(),
-        commit: machine::commit(std::path::Path::new(".")),
-        machine: Machine::here(),
-        load: [load, machine::load()],
-        time: [started, machine::now()],
         rows: rows.collect::<Result<_, _>>()?,
         tables,
         plots,
         notes: notes(),
+        ..ResultFile::default()
     };
-    let (path, report) = result.write(run.folder())?;
-    Ok(Finished { result: Some(path), report: Some(report) })
+    let (_, finished) = began.write(&run, result)?;
+    Ok(finished)
 }
 
 fn notes() -> Vec<String> {

@@ -9,9 +9,7 @@ use pilotfish_sparsity::sequential::{Layers, Patterns, linears, prune_network};
 use pilotfish_sparsity::{LayerReport, Pattern, Pruner, SparsityError};
 
 use super::{Decoder, FolderStore, OnnxEngine, plan_of, samples, write_model};
-
-/// What goes wrong here is open: checkpoints, texts, engines.
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+use crate::error::Failure;
 
 /// How a model is made sparse.
 #[derive(Clone, Debug)]

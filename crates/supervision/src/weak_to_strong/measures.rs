@@ -88,21 +88,24 @@ pub fn auroc(scores: &[f64], positive: &[bool]) -> Result<Option<f64>> {
     if let Some(index) = scores.iter().position(|score| !score.is_finite()) {
         return Err(SupervisionError::NotFinite { what: "score", index });
     }
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+    Ok(area_under_curve(scores.iter().copied().zip(positive.iter().copied()).collect()))
+}
+
+/// [`auroc`] of pairs of a score and whether the item is positive. Scores that are NaN rank by their bits.
+pub fn area_under_curve(mut items: Vec<(f64, bool)>) -> Option<f64> {
+    items.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (mut below, mut area, mut at) = (0.0, 0.0, 0);
-    while at < order.len() {
+    while at < items.len() {
         // -0 and 0 are one score.
-        let same = order[at..].iter().take_while(|&&row| scores[row] == scores[order[at]]).count();
-        let group = &order[at..at + same];
-        let up = group.iter().filter(|&&row| positive[row]).count() as f64;
+        let same = items[at..].iter().take_while(|item| item.0 == items[at].0).count().max(1);
+        let up = items[at..at + same].iter().filter(|item| item.1).count() as f64;
         let down = same as f64 - up;
         area += up * (below + down / 2.0);
         below += down;
         at += same;
     }
-    let up = positive.iter().filter(|&&positive| positive).count() as f64;
-    Ok((up > 0.0 && below > 0.0).then(|| area / (up * below)))
+    let up = items.iter().filter(|item| item.1).count() as f64;
+    (up > 0.0 && below > 0.0).then(|| area / (up * below))
 }
 
 /// Expected calibration error: the confidence of the most probable class against how often it is right, over ten

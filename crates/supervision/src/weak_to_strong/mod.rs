@@ -63,7 +63,7 @@ use ndarray::Array2;
 
 pub use items::{Split, SplitConfig, Task, TrainView};
 pub use labels::{LabelRow, WeakEvaluation, WeakLabels};
-pub use measures::{Agreement, auroc, balanced_accuracy, calibration_error, weighted_f1};
+pub use measures::{Agreement, area_under_curve, auroc, balanced_accuracy, calibration_error, weighted_f1};
 pub use recovered::{Outcomes, Pgr, PgrConfig, Recovered, delta_method};
 
 use crate::{Result, SupervisionError};

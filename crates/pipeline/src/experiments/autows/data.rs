@@ -10,8 +10,8 @@ use pilotfish_supervision::autows::draw;
 use pilotfish_supervision::autows::features::{permute_images, principal};
 use serde::{Deserialize, Serialize};
 
-use super::Failure;
 use crate::datasets::{DIGITS, MNIST_5K, Message, NEWSGROUPS, read_images, read_messages};
+use crate::error::Failure;
 use crate::experiments::{Context, width_cost};
 use crate::steps::Run;
 

@@ -13,8 +13,8 @@ use pilotfish_supervision::heads::{Logistic, LogisticConfig};
 use pilotfish_supervision::label_models::Snorkel;
 use serde::{Deserialize, Serialize};
 
-use super::Failure;
 use super::data::Data;
+use crate::error::Failure;
 
 /// Methods in the order of a step's results. The first three vote and may abstain.
 pub(super) const METHODS: [&str; 6] =

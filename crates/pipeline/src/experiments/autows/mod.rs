@@ -5,20 +5,18 @@ mod methods;
 
 use std::collections::BTreeMap;
 
-use pilotfish_evaluation::{Interval, PairedConfig};
 use pilotfish_supervision::autows::performance_profile;
 
 use self::data::Data;
 use self::methods::{AUTOMATIC, METHODS, Made, REGRESSION};
+use super::page::{self, Began, mean_with_interval};
 use super::session::THREADS;
-use super::{Choice, Context, Experiment, Finished, Outcome, width_cost};
-use crate::machine::{self, Machine};
+use super::{Choice, Context, Experiment, Outcome};
+use crate::error::Failure;
 use crate::plots::{Kind, Plot, Point, Series};
 use crate::results::ResultFile;
 use crate::steps::Run;
 use crate::tables::Table;
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The experiment.
 pub(super) const AUTOWS: Experiment = Experiment {
@@ -74,7 +72,7 @@ fn run(context: &Context) -> Outcome {
     if wants("messages") && !(labels + 100..=10_000).contains(&messages) {
         return Err("--messages must leave 100 without labels, and be at most 10000".into());
     }
-    let (started, load) = (machine::now(), machine::load());
+    let began = Began::now();
     let mut run = Run::open(context.results(), AUTOWS.name, options, context.fresh(), context.is_quiet())?;
     let test = messages / 2 + 50;
     let embedding = if wants("messages") { data::steps(messages + test) + 1 } else { 0 };
@@ -102,28 +100,15 @@ fn run(context: &Context) -> Outcome {
             tasks.push(Task { name, data: data.name, features, draws: done });
         }
     }
-    run.finish();
     let mut result = ResultFile {
         experiment: AUTOWS.name.into(),
         title: format!("AutoWS: labels from {labels} labels"),
         config: serde_json::to_value(options)?,
         seeds: vec![seed],
-        versions: width_cost::versions(),
-        commit: machine::commit(std::path::Path::new(".")),
-        machine: Machine::here(),
         ..ResultFile::default()
     };
     report(&all, &tasks, labels, &mut result)?;
-    (result.load, result.time) = ([load, machine::load()], [started, machine::now()]);
-    let (path, report) = result.write(run.folder())?;
-    for table in &result.tables {
-        context.show(&format!("{}\n", table.terminal()));
-    }
-    context.show(&result.summary);
-    for note in &result.notes {
-        context.show(&format!("- {note}"));
-    }
-    Ok(Finished { result: Some(path), report: Some(report) })
+    began.publish(context, &run, result)
 }
 
 /// Accuracy with abstentions counted as wrong.
@@ -150,10 +135,9 @@ fn report(all: &[Data], tasks: &[Task], labels: usize, result: &mut ResultFile) 
             ["features", "method", "accuracy", "if guessed", "on covered", "coverage", "functions", "fitted"];
         let mut table = Table::new(title, &header);
         for task in tasks.iter().filter(|task| task.data == data.name) {
-            let best = (0..METHODS.len())
-                .reduce(|a, b| if task.mean(b, overall) > task.mean(a, overall) { b } else { a });
+            let best = best_of(task, METHODS.len());
             for (method, name) in METHODS.iter().enumerate() {
-                let (value, interval) = mean(&task.values(method, overall))?;
+                let (value, interval) = mean_with_interval(&task.values(method, overall))?;
                 let functions =
                     task.draws.iter().filter_map(|draw| draw[method].functions).collect::<Vec<_>>();
                 let functions = match functions.len() {
@@ -163,14 +147,14 @@ fn report(all: &[Data], tasks: &[Task], labels: usize, result: &mut ResultFile) 
                 table.row([
                     task.features.to_owned(),
                     (*name).to_owned(),
-                    with_interval(value, interval),
+                    page::percent(value, interval),
                     percent(task.mean(method, |made| made.scored.accuracy_guessing())),
                     percent(task.mean(method, covered)),
                     percent(task.mean(method, |made| made.scored.coverage())),
                     functions,
                     fitted(task, method),
                 ]);
-                if best == Some(method) {
+                if best == method {
                     table.set_off();
                 }
             }
@@ -294,7 +278,7 @@ fn bars(
     for (method, name) in METHODS.iter().enumerate().take(methods) {
         let mut points = Vec::new();
         for (at, task) in tasks.iter().enumerate() {
-            let (value, interval) = mean(&task.values(method, value))?;
+            let (value, interval) = mean_with_interval(&task.values(method, value))?;
             let interval = interval.map(|interval| (interval.low, interval.high));
             points.push(Point { x: at as f64, y: value, interval });
         }
@@ -350,22 +334,6 @@ fn notes() -> Vec<String> {
     ]
     .map(str::to_owned)
     .to_vec()
-}
-
-/// A mean with its bootstrap interval over draws.
-fn mean(values: &[f64]) -> Result<(f64, Option<Interval>), Failure> {
-    let zeros = vec![0.0; values.len()];
-    let effect = pilotfish_evaluation::compare(values, &zeros, &PairedConfig::default())?.difference;
-    Ok((effect.value, effect.interval))
-}
-
-fn with_interval(value: f64, interval: Option<Interval>) -> String {
-    match interval {
-        Some(Interval { low, high }) => {
-            format!("{:.1} [{:.1}, {:.1}]", 100.0 * value, 100.0 * low, 100.0 * high)
-        }
-        None => format!("{:.1}", 100.0 * value),
-    }
 }
 
 #[cfg(test)]

@@ -16,9 +16,10 @@ use pilotfish_model::{CausalModel, Ledger, Streams, Token, TokenTree};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::session::{self, Failure, Session};
-use super::toys::{Began, Page, mean};
+use super::page::{Began, Page, mean};
+use super::session::{self, Session};
 use super::{Choice, Context, Experiment, Outcome};
+use crate::error::Failure;
 use crate::plots::{Kind, Plot, Point, Series};
 use crate::steps::Run;
 use crate::tables::Table;

@@ -5,7 +5,7 @@ use std::path::Path;
 use pilotfish_constrained::{Both, Constraint, Grammars, Predicate};
 use serde_json::{Value as Json, json};
 
-use super::super::session::Failure;
+use crate::error::Failure;
 
 /// The form that an answer must have.
 #[derive(Clone, Debug)]

@@ -9,7 +9,8 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
 use super::{Cell, TIES};
-use crate::experiments::toys::{Began, Failure, Page};
+use crate::error::Failure;
+use crate::experiments::page::{Began, Page};
 use crate::experiments::{Choice, Context, Experiment, Outcome};
 use crate::steps::Run;
 use crate::tables::Table;

@@ -13,7 +13,8 @@ use pilotfish_model::Token;
 use serde::{Deserialize, Serialize};
 
 use super::{Cell, Rules};
-use crate::experiments::toys::{Began, Failure, Page};
+use crate::error::Failure;
+use crate::experiments::page::{Began, Page};
 use crate::experiments::{Choice, Context, Experiment, Outcome};
 use crate::steps::Run;
 use crate::tables::Table;

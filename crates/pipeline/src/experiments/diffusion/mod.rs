@@ -15,7 +15,7 @@ pub(super) use adablock::ADABLOCK;
 pub(super) use learn2pd::LEARN2PD;
 pub(super) use parallelbench::PARALLELBENCH;
 
-use super::toys::Failure;
+use crate::error::Failure;
 use crate::plots::Point;
 
 /// Noise on the logits of exact models: breaks ties, and nothing else.

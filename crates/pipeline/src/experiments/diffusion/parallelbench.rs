@@ -6,7 +6,8 @@ use pilotfish_diffusion::{Diffusion, DiffusionConfig, Fixed, FreeDaveConfig, lea
 use serde::{Deserialize, Serialize};
 
 use super::{Cell, GAMMAS, Rules, ways};
-use crate::experiments::toys::{self, Began, Failure, Page};
+use crate::error::Failure;
+use crate::experiments::page::{self, Began, Page};
 use crate::experiments::{Choice, Context, Experiment, Outcome};
 use crate::plots::{Point, Series};
 use crate::steps::Run;
@@ -214,7 +215,7 @@ fn run(context: &Context) -> Outcome {
             if !theory.is_empty() {
                 series.push(Series { name: "closed form, random".into(), points: theory });
             }
-            toys::lines(&format!("{task}"), "tokens a pass", "accuracy", series)
+            page::lines(&format!("{task}"), "tokens a pass", "accuracy", series)
         })
         .into();
     let dave = rows.iter().filter(|row| row.family == "FreeDave");

@@ -5,12 +5,12 @@ mod synthetic;
 
 use pilotfish_evaluation::Interval;
 
-use super::{Choice, Context, Experiment, Finished, Outcome, width_cost};
-use crate::machine::{self, Machine};
+use super::judging::{PART, parts};
+use super::page::Began;
+use super::session::STORAGE;
+use super::{Choice, Context, Experiment, Outcome};
 use crate::results::ResultFile;
 use crate::steps::Run;
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The experiment.
 pub(super) const META_RANKING: Experiment = Experiment {
@@ -19,7 +19,7 @@ pub(super) const META_RANKING: Experiment = Experiment {
     needs: &["smollm2-135m"],
     library: true,
     options: &[
-        Choice { name: "part", default: "both", about: "synthetic, real or both" },
+        PART,
         Choice { name: "items", default: "200", about: "answers to judge" },
         Choice {
             name: "references",
@@ -40,7 +40,7 @@ pub(super) const META_RANKING: Experiment = Experiment {
             default: "smollm2-135m",
             about: "the judge: a model's name, or the path of a checkpoint",
         },
-        Choice { name: "storage", default: "f32", about: "how matrices are stored: f32, int8, int4" },
+        STORAGE,
         Choice { name: "threads", default: "2", about: "threads" },
         Choice { name: "seed", default: "0", about: "seed of problems, references and simulations" },
     ],
@@ -49,13 +49,8 @@ pub(super) const META_RANKING: Experiment = Experiment {
 
 fn run(context: &Context) -> Outcome {
     let options = context.options();
-    let (with_synthetic, with_real) = match options.text("part")? {
-        "synthetic" => (true, false),
-        "real" => (false, true),
-        "both" => (true, true),
-        other => return Err(format!("--part {other:?}: there are synthetic, real, both").into()),
-    };
-    let (started, load) = (machine::now(), machine::load());
+    let (with_synthetic, with_real) = parts(options)?;
+    let began = Began::now();
     let mut run =
         Run::open(context.results(), META_RANKING.name, options, context.fresh(), context.is_quiet())?;
     let mut config = serde_json::to_value(options)?;
@@ -69,9 +64,6 @@ fn run(context: &Context) -> Outcome {
         title: "Meta Ranking: judging answers by comparison across questions".into(),
         config,
         seeds: vec![options.get("seed")?],
-        versions: width_cost::versions(),
-        commit: machine::commit(std::path::Path::new(".")),
-        machine: Machine::here(),
         ..ResultFile::default()
     };
     let mut summary = Vec::new();
@@ -85,18 +77,8 @@ fn run(context: &Context) -> Outcome {
     if with_real {
         summary.push(real::run(context, &mut run, &mut result)?);
     }
-    run.finish();
     result.summary = summary.join(" ");
-    (result.load, result.time) = ([load, machine::load()], [started, machine::now()]);
-    let (path, report) = result.write(run.folder())?;
-    for table in &result.tables {
-        context.show(&format!("{}\n", table.terminal()));
-    }
-    context.show(&result.summary);
-    for note in &result.notes {
-        context.show(&format!("- {note}"));
-    }
-    Ok(Finished { result: Some(path), report: Some(report) })
+    began.publish(context, &run, result)
 }
 
 fn shown(value: Option<(f64, Interval)>) -> String {

@@ -7,7 +7,7 @@ use ndarray::Array2;
 use pilotfish_architectures::Tokenizer;
 use pilotfish_model::sampling::Warpers;
 use pilotfish_model::{CausalModel, RowSet, Step, Steps, Streams, Token};
-use pilotfish_runtime::{LoadOptions, OnnxCausal};
+use pilotfish_runtime::OnnxCausal;
 use pilotfish_supervision::heads::{Logistic, LogisticConfig, balanced_weights};
 use pilotfish_supervision::meta_ranking::{
     Games, Outcome, Slots, Verdict, Votes, compare_all, curve, filter,
@@ -17,8 +17,10 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use super::{Failure, shown, width_cost};
+use super::shown;
+use crate::error::Failure;
 use crate::experiments::judging::{auroc, balanced_accuracy, f1_of_wrong, resampled};
+use crate::experiments::session::Session;
 use crate::experiments::tasks::{Problem, Task, extract};
 use crate::experiments::{Context, Options};
 use crate::plots::{Kind, Plot, Point, Series};
@@ -283,11 +285,7 @@ pub(super) fn run(context: &Context, run: &mut Run, result: &mut ResultFile) -> 
         return Err("--items must be 20 to 600, --draws at least 1, --references 3 to 20".into());
     }
     let solutions = options.text("solutions")?;
-    let checkpoint = width_cost::checkpoint(context, options.text("model")?)?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let storage = width_cost::storage(options.text("storage")?)?;
-    let load = LoadOptions::default().storage(storage).threads(options.get("threads")?);
-    let mut model = OnnxCausal::from_checkpoint(&checkpoint, &load)?;
+    let Session { mut model, tokenizer, .. } = Session::open(context)?;
     let name = model.info().name.clone();
     let clock = Instant::now();
     let (dev, mut items, author) = if solutions.is_empty() {

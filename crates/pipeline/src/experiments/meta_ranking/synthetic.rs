@@ -11,7 +11,7 @@ use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, Normal};
 
-use super::Failure;
+use crate::error::Failure;
 use crate::plots::{Kind, Plot, Point, Series};
 use crate::results::ResultFile;
 use crate::steps::Run;

@@ -10,8 +10,9 @@ use pilotfish_supervision::weak_to_strong::{
 use pilotfish_training::losses::classification::Confidence;
 use serde::{Deserialize, Serialize};
 
-use super::toys::{Began, Failure, Page, mean};
+use super::page::{Began, Page, mean};
 use super::{Choice, Context, Experiment, Outcome};
+use crate::error::Failure;
 use crate::plots::{Kind, Plot, Point, Series};
 use crate::steps::Run;
 use crate::tables::Table;

@@ -9,8 +9,8 @@ use pilotfish_supervision::weak_to_strong::{SplitConfig, Task, Trainee};
 use rand::Rng;
 use rand_distr::StandardNormal;
 
-use super::super::toys::Failure;
 use super::probe::{Flipping, Grown, Probe, Regression, Store};
+use crate::error::Failure;
 
 /// A world.
 pub(super) struct World {

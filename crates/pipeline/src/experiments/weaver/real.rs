@@ -7,7 +7,6 @@ use pilotfish_architectures::Tokenizer;
 use pilotfish_evaluation::PairedConfig;
 use pilotfish_model::sampling::Warpers;
 use pilotfish_model::{CausalModel, Streams, Token};
-use pilotfish_runtime::{LoadOptions, OnnxCausal};
 use pilotfish_supervision::heads::{Logistic, LogisticConfig, balanced_weights};
 use pilotfish_supervision::verifiers::{Reader, SampleConfig};
 use pilotfish_supervision::weaver::{
@@ -16,8 +15,11 @@ use pilotfish_supervision::weaver::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Failure, WEAVER, mean, percent, width_cost};
+use super::WEAVER;
+use crate::error::Failure;
 use crate::experiments::judging::auroc;
+use crate::experiments::page::{mean_with_interval as mean, percent};
+use crate::experiments::session::Session;
 use crate::experiments::tasks::{Problem, Task, extract, problems};
 use crate::experiments::{Context, Options};
 use crate::plots::{Kind, Plot, Point, Series};
@@ -188,11 +190,7 @@ pub(super) fn run(context: &Context, run: &mut Run, result: &mut ResultFile) -> 
     if samples < 2 || dev == 0 || queries < 3 * (dev + 2) {
         return Err("--samples must be at least 2, --dev at least 1, --queries at least 3 (dev + 2)".into());
     }
-    let checkpoint = width_cost::checkpoint(context, options.text("model")?)?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let storage = width_cost::storage(options.text("storage")?)?;
-    let load = LoadOptions::default().storage(storage).threads(options.get("threads")?);
-    let mut model = OnnxCausal::from_checkpoint(&checkpoint, &load)?;
+    let Session { mut model, tokenizer, .. } = Session::open(context)?;
     let name = model.info().name.clone();
     let warpers = Warpers::temperature(options.get("temperature")?);
     warpers.check()?;

@@ -8,7 +8,7 @@ use pilotfish_supervision::weaver::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Failure;
+use crate::error::Failure;
 use crate::plots::{Kind, Plot, Point, Series};
 use crate::results::ResultFile;
 use crate::steps::Run;
