@@ -389,7 +389,13 @@ impl<'a> Decoder<'a> {
         }
         let (rows, sampler) = (self.model.len(), self.verifier.sampler());
         let mut ask = Ask { text, budget, depth, sampler: &sampler, model: self.model, ledger };
-        let draft = self.drafter.propose(&mut ask)?;
+        let draft = match self.drafter.propose(&mut ask) {
+            Ok(draft) => draft,
+            Err(error) => {
+                self.model.truncate(rows.min(self.model.len()))?;
+                return Err(error);
+            }
+        };
         if self.model.len() != rows {
             let (drafter, got) = (self.drafter.name(), self.model.len());
             self.model.truncate(rows.min(got))?;
