@@ -26,6 +26,7 @@ mod identity;
 pub mod policy;
 pub mod search;
 mod state;
+pub mod superposed;
 mod text;
 pub mod verifiers;
 

@@ -2,11 +2,13 @@
 
 mod copy;
 mod layered;
+mod linear;
 mod masked;
 mod table;
 
 pub use copy::{BagEncoder, CopyModel, CountingModel};
 pub use layered::LayeredModel;
+pub use linear::LinearModel;
 pub use masked::TabularMasked;
 pub use table::TableModel;
 
