@@ -1,6 +1,10 @@
 //! Chains of a draft model and the rules that end them.
 #![allow(clippy::unwrap_used)]
 
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use pilotfish_conformance::{Explorer, Law, distance};
 use pilotfish_decoding::drafters::acceptance::{calibrated, examples};
 use pilotfish_decoding::drafters::*;
@@ -237,6 +241,70 @@ fn accounting() {
         assert_eq!(sum(|round| round.drafted), sum(|round| round.added) - rounds.len() + discarded);
         // Each drafted token is one pass of the draft.
         assert_eq!(out.ledger.draft_forwards, out.ledger.drafted);
+    }
+}
+
+/// A model each of whose steps takes its time on a common clock.
+struct Clocked {
+    table: TableModel,
+    clock: Arc<AtomicU64>,
+    takes: u64,
+}
+
+impl Steps for Clocked {
+    fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    fn step(&mut self, step: &Step<'_>) -> pilotfish_model::Result<StepOutput> {
+        self.clock.fetch_add(self.takes, Ordering::Relaxed);
+        self.table.step(step)
+    }
+
+    fn keep(&mut self, from: usize, rows: &[usize]) -> pilotfish_model::Result<()> {
+        self.table.keep(from, rows)
+    }
+
+    fn truncate(&mut self, len: usize) -> pilotfish_model::Result<()> {
+        self.table.truncate(len)
+    }
+}
+
+impl CausalModel for Clocked {
+    fn info(&self) -> &ModelInfo {
+        self.table.info()
+    }
+}
+
+#[test]
+fn the_time_formula_reproduces_a_clock() {
+    let rules = [Stop::Fixed(1), Stop::Fixed(5), Stop::Heuristic, Stop::Confidence(0.55)];
+    for (rule, (t_d, t_t)) in rules.into_iter().zip([(1, 10), (3, 7), (209, 1264), (5, 5)]) {
+        let clock = Arc::new(AtomicU64::new(0));
+        let (target, draft) = pair();
+        let mut target = Clocked { table: target, clock: clock.clone(), takes: t_t };
+        let draft = DraftModel::new(Box::new(Clocked { table: draft, clock: clock.clone(), takes: t_d }));
+        let stopping = Stopping { rule, min: 1, max: 20 };
+        let mut drafter = ChainDrafter::new(draft, stopping, Pick::sampled(Streams::new(2))).unwrap();
+        let mut verifier = SpeculativeChain::new(sampler(), Streams::new(2));
+        let limits = Limits { new_tokens: 150, ..Limits::default() };
+        let mut times = Vec::new();
+        let out = Decoder::new(&mut target, &mut drafter, &mut verifier, limits)
+            .unwrap()
+            .generate_with(&[0], |_| {
+                times.push(clock.load(Ordering::Relaxed));
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        // The first time is that of the prompt's pass; the last round may be cut short.
+        let (mut n, mut n_t, mut n_d) = (0, 0, 0);
+        for (round, time) in out.rounds[..out.rounds.len() - 1].iter().zip(&times[1..]) {
+            n += round.added as u64;
+            n_t += 1;
+            n_d += (round.drafted - round.accepted) as u64;
+            assert_eq!(time - times[0], t_d * (n + n_d) + t_t * n_t - t_d * n_t);
+        }
+        assert!(n_t > 20 && n_d > 0);
     }
 }
 

@@ -4,10 +4,13 @@
 
 use pilotfish_conformance::statistics::chi_squared;
 use pilotfish_conformance::*;
-use pilotfish_decoding::{Decoder, Dice, Drawn, Limits, Recursive, SpeculativeChain};
-use pilotfish_model::sampling::{Distribution, Warpers};
+use pilotfish_decoding::{
+    Choose, Context, Decoder, Dice, Draft, Drawn, Limits, Recursive, SampleAndMatch, SpeculativeChain,
+    Verdict, Verifier,
+};
+use pilotfish_model::sampling::{Distribution, Sampler, Warpers};
 use pilotfish_model::toy::TableModel;
-use pilotfish_model::{Streams, Token};
+use pilotfish_model::{LogitForm, Logits, Streams, Token, TokenTree};
 
 fn subject(name: &str) -> Subject {
     own().into_iter().find(|subject| subject.name == name).unwrap()
@@ -230,5 +233,84 @@ fn a_loop_without_a_draft_is_plain_sampling() {
     for subject in own() {
         let worst = distance(&case.loop_law(&subject, &[1], 3).unwrap(), &case.truth(&[1], 3).unwrap());
         assert!(worst < 1e-12, "{}: {worst}", subject.name);
+    }
+}
+
+/// The rule of ADED's released code: every row of the table of paths draws tokens of its own, the longest match is kept,
+/// and what follows it is drawn afresh.
+struct RowByRow {
+    sampler: Sampler,
+    choose: Box<dyn Choose>,
+}
+
+impl Verifier for RowByRow {
+    fn name(&self) -> &'static str {
+        "a draw a row"
+    }
+
+    fn lossless(&self) -> bool {
+        false
+    }
+
+    fn takes(&self, _: Drawn) -> bool {
+        true
+    }
+
+    fn sampler(&self) -> Sampler {
+        self.sampler
+    }
+
+    fn form(&self) -> LogitForm {
+        LogitForm::Full
+    }
+
+    fn verify(&mut self, context: &Context<'_>) -> pilotfish_decoding::Result<Verdict> {
+        let tree = context.draft.tree();
+        let mut longest: Vec<usize> = Vec::new();
+        for leaf in (1..tree.len()).filter(|&node| tree.children(node).next().is_none()) {
+            let mut path = Vec::new();
+            for pair in tree.path(leaf).windows(2) {
+                let law = context.target(&self.sampler, pair[0], context.text)?;
+                if self.choose.choose(&law) != tree.token(pair[1]) {
+                    break;
+                }
+                path.push(pair[1]);
+            }
+            if path.len() > longest.len() {
+                longest = path;
+            }
+        }
+        let last = longest.last().copied().unwrap_or(0);
+        let next = self.choose.choose(&context.target(&self.sampler, last, context.text)?);
+        Ok(Verdict { path: longest, next })
+    }
+}
+
+#[test]
+fn a_draw_a_row_is_caught() {
+    let row: Vec<f32> = [0.5f32, 0.3, 0.2].map(f32::ln).to_vec();
+    let sampler = Warpers::temperature(1.0).check().unwrap();
+    let target = sampler.distribution(&row, &[]).unwrap();
+    for (drafted, wrong) in
+        [(&[][..], [0.5, 0.3, 0.2]), (&[0], [0.75, 0.15, 0.1]), (&[0, 1], [0.675, 0.255, 0.07])]
+    {
+        let mut tree = TokenTree::new(2);
+        drafted.iter().for_each(|&token| {
+            tree.push(0, token).unwrap();
+        });
+        let draft = Draft::fixed(tree);
+        let logits = Logits::from_rows(row.repeat(draft.tree().len()), 3, LogitForm::Full).unwrap();
+        let law = |make: &dyn Fn(Box<dyn Choose>) -> Box<dyn Verifier>| {
+            let law = Explorer::explore(|explorer| {
+                let mut verifier = make(Box::new(explorer.clone()));
+                let verdict =
+                    verifier.verify(&Context { text: &[2], draft: &draft, logits: &logits }).unwrap();
+                verdict.path.first().map_or(verdict.next, |&node| draft.tree().token(node))
+            });
+            [0, 1, 2].map(|token| law.get(&token).copied().unwrap_or(0.0))
+        };
+        let matching = law(&|choose| Box::new(SampleAndMatch::with_choose(sampler, choose)));
+        close(&matching, target.probs(), 1e-12);
+        close(&law(&|choose| Box::new(RowByRow { sampler, choose })), &wrong, 1e-6);
     }
 }

@@ -10,7 +10,7 @@ use pilotfish_decoding::drafters::*;
 use pilotfish_decoding::*;
 use pilotfish_model::sampling::{Distribution, Sampler, Warpers};
 use pilotfish_model::toy::TableModel;
-use pilotfish_model::{Streams, Token, TokenTree};
+use pilotfish_model::{LogitForm, Logits, Streams, Token, TokenTree};
 use proptest::prelude::*;
 use rand::Rng;
 
@@ -411,6 +411,97 @@ fn a_beam_keeps_the_law() {
     }
     // 80 degrees of freedom, p = 0.001.
     assert!(chi2 < 124.8, "{chi2}");
+}
+
+#[test]
+fn the_reference_case_of_a_beam() {
+    // Draft and target after the root, and after 0, 1 and 2.
+    let q = |path: &[Token]| {
+        law(match path.first() {
+            None => &[0.6, 0.3, 0.1],
+            Some(0) => &[0.2, 0.5, 0.3],
+            Some(1) => &[0.7, 0.2, 0.1],
+            Some(_) => &[0.1, 0.1, 0.8],
+        })
+    };
+    let p = |path: &[Token]| match path.first() {
+        None => [0.3, 0.3, 0.4],
+        Some(0) => [0.5, 0.25, 0.25],
+        Some(1) => [0.3, 0.4, 0.3],
+        Some(_) => [0.2, 0.2, 0.6],
+    };
+    let (rounds, mut emitted) = (100_000, 0);
+    let (mut first, mut joint) = ([0.0; 3], [0.0; 9]);
+    let streams = Streams::new(11);
+    let (mut rng, mut rest) = (streams.stream("draft"), streams.stream("continue"));
+    let mut verifier = Recursive::new(sampler(), streams);
+    for _ in 0..rounds {
+        let bounds = Bounds { nodes: 9, depth: 2, end: &[] };
+        let draft = beam(0, bounds, 2, &mut known(q), &mut rng).unwrap();
+        let tree = draft.tree();
+        let rows: Vec<f32> = std::iter::once(p(&[]))
+            .chain(paths(tree).iter().map(|path| p(path)))
+            .flat_map(|row| row.map(|p| (p as f32).ln()))
+            .collect();
+        let logits = Logits::from_rows(rows, 3, LogitForm::Full).unwrap();
+        let verdict = verifier.verify(&Context { text: &[0], draft: &draft, logits: &logits }).unwrap();
+        let mut tokens: Vec<Token> = verdict.path.iter().map(|&node| tree.token(node)).collect();
+        tokens.push(verdict.next);
+        emitted += tokens.len();
+        if tokens.len() == 1 {
+            tokens.push(law(&p(&tokens)).sample(&mut rest));
+        }
+        first[tokens[0] as usize] += 1.0;
+        joint[3 * tokens[0] as usize + tokens[1] as usize] += 1.0;
+    }
+    let chi2 = |counts: &[f64], want: &dyn Fn(usize) -> f64| -> f64 {
+        let each = counts.iter().enumerate();
+        each.map(|(at, count)| {
+            let want = f64::from(rounds) * want(at);
+            (count - want) * (count - want) / want
+        })
+        .sum()
+    };
+    // p = 0.001 with 2 and 8 degrees of freedom.
+    assert!(chi2(&first, &|at| p(&[])[at]) < 13.8);
+    assert!(chi2(&joint, &|at| p(&[])[at / 3] * p(&[at as Token / 3])[at % 3]) < 26.1);
+    let mean = emitted as f64 / f64::from(rounds);
+    assert!((mean - 2.303).abs() < 0.012, "{mean}");
+}
+
+#[test]
+fn a_draft_that_is_the_target_keeps_its_first_chain() {
+    let of = |path: &[Token]| {
+        let (target, _) = pair();
+        let last = path.last().copied().unwrap_or(0);
+        let logits: Vec<f32> = target.next(&[last]).probs().iter().map(|p| p.ln() as f32).collect();
+        (sampler().distribution(&logits, &[]).unwrap(), logits)
+    };
+    for growth in [Growth::Greedy, Growth::Threshold(0.2)] {
+        let seen = Explorer::explore(|explorer| {
+            let mut pick = Pick::Drawn(Box::new(explorer.clone()));
+            let mut laws = known(|path| of(path).0);
+            let (draft, _) = match growth {
+                Growth::Greedy => greedy(0, bounds(4), &mut laws, &mut pick),
+                Growth::Threshold(least) => threshold(0, bounds(4), least, &mut laws, &mut pick),
+            }
+            .unwrap();
+            let tree = draft.tree();
+            let first = |&node: &usize| tree.children(node).next();
+            let chain: Vec<usize> = std::iter::successors(Some(0), first).skip(1).collect();
+            let rows: Vec<f32> = std::iter::once(of(&[]).1)
+                .chain(paths(tree).iter().map(|path| of(path).1))
+                .flatten()
+                .collect();
+            let logits = Logits::from_rows(rows, 3, LogitForm::Full).unwrap();
+            let mut verifier = Recursive::with_choose(sampler(), Box::new(explorer.clone()));
+            let verdict = verifier.verify(&Context { text: &[0], draft: &draft, logits: &logits }).unwrap();
+            // What the heuristic expects is less than what is certain.
+            let expected: f64 = chain.iter().map(|&node| draft.estimates().unwrap()[node]).sum();
+            (verdict.path == chain, expected < chain.len() as f64)
+        });
+        assert_eq!(seen.into_keys().collect::<Vec<_>>(), [(true, true)], "{growth:?}");
+    }
 }
 
 #[test]

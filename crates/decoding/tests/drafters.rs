@@ -9,6 +9,7 @@ use pilotfish_decoding::*;
 use pilotfish_model::sampling::{Sampler, Warpers};
 use pilotfish_model::toy::{CountingModel, TableModel};
 use pilotfish_model::{CausalModel, Ledger, LogitForm, Logits, Step, Steps, Streams, TapRows, Token};
+use proptest::prelude::*;
 use rand::Rng;
 
 fn limits(new_tokens: usize) -> Limits {
@@ -267,6 +268,40 @@ fn recycling_by_hand() {
         let logits = rows(&best);
         let verdict = GreedyTree.verify(&Context { text: &[0], draft: &draft, logits: &logits }).unwrap();
         assert_eq!(verdict, Verdict { path, next });
+    }
+}
+
+proptest! {
+    #[test]
+    fn rows_are_those_of_the_last_node(seed in 0u64..1000) {
+        let mut rng = Streams::new(seed).stream("test");
+        let mut matrix = Matrix::new(12, 4).unwrap();
+        for token in 0..12 {
+            let row: Vec<Token> = (0..4).map(|_| rng.random_range(0..12)).collect();
+            matrix.set(token, &row);
+        }
+        let before = matrix.clone();
+        let config = Recycling { k: 4, template: Template::wide(6, 4).unwrap(), ..Recycling::default() };
+        let mut drafter = TokenRecycling::with_matrix(matrix, config).unwrap();
+        let root = rng.random_range(0..12);
+        let draft = propose(&mut drafter, &[root], 80, 80);
+        let full: Vec<f32> = (0..12 * draft.tree().len()).map(|_| rng.random()).collect();
+        let logits = Logits::reduce(&full, 12, LogitForm::TopK(4)).unwrap();
+        observe(&mut drafter, &[root, 1], &draft, &logits, &[]);
+        for token in 0..12 {
+            let last = (0..draft.tree().len()).rfind(|&node| draft.tree().token(node) == token);
+            let want = match last {
+                // Among them the root's own, unless the root occurs again.
+                Some(node) => {
+                    let row = &full[12 * node..12 * node + 12];
+                    let mut order: Vec<Token> = (0..12).collect();
+                    order.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
+                    order[..4].to_vec()
+                }
+                None => before.row(token).unwrap().to_vec(),
+            };
+            prop_assert_eq!(drafter.matrix().row(token), Some(&want[..]));
+        }
     }
 }
 
