@@ -34,9 +34,56 @@ pub fn principal(x: ArrayView2<'_, f64>, components: usize, seed: u64) -> Result
         return Err(SupervisionError::Empty { what: "features" });
     };
     let centred = &x - &means;
-    let apply = |q: &Array2<f64>| centred.dot(q);
-    let back = |b: &Array2<f64>| centred.t().dot(b);
+    Ok(of_centred(&centred, components, seed)?.1)
+}
+
+fn of_centred(x: &Array2<f64>, components: usize, seed: u64) -> Result<(Array2<f64>, Array2<f64>)> {
+    let apply = |q: &Array2<f64>| x.dot(q);
+    let back = |b: &Array2<f64>| x.t().dot(b);
     decompose(x.ncols(), components.min(x.ncols()), 20, &Streams::new(seed), apply, back)
+}
+
+/// Principal components that are computed on some items and applied to others, so that test items have no part in them.
+///
+/// ```
+/// use pilotfish_supervision::autows::features::Principal;
+/// let x = ndarray::array![[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]];
+/// let components = Principal::fit(x.view(), 1, 0)?;
+/// let other = components.apply(ndarray::array![[9.0, 12.0]].view())?;
+/// assert!((other[[0, 0]] - 10.0).abs() < 1e-9);
+/// # Ok::<(), pilotfish_supervision::SupervisionError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Principal {
+    means: Array1<f64>,
+    /// `[features, components]`
+    directions: Array2<f64>,
+}
+
+impl Principal {
+    /// Computes them as [`principal`] does.
+    ///
+    /// # Errors
+    /// As [`principal`].
+    pub fn fit(x: ArrayView2<'_, f64>, components: usize, seed: u64) -> Result<Self> {
+        check_features(x)?;
+        let Some(means) = x.mean_axis(Axis(0)).filter(|_| x.ncols() > 0) else {
+            return Err(SupervisionError::Empty { what: "features" });
+        };
+        let directions = of_centred(&(&x - &means), components, seed)?.0;
+        Ok(Self { means, directions })
+    }
+
+    /// Projects items, `[items, components]`.
+    ///
+    /// # Errors
+    /// Another number of features.
+    pub fn apply(&self, x: ArrayView2<'_, f64>) -> Result<Array2<f64>> {
+        if x.ncols() != self.means.len() {
+            return Err(SupervisionError::Shape { what: "features", got: x.ncols(), want: self.means.len() });
+        }
+        Ok((&x - &self.means).dot(&self.directions))
+    }
 }
 
 /// Left singular vectors times singular values, `[rows, components]`, of a matrix of 0 and 1; `rows` lists where the ones are.
@@ -64,10 +111,10 @@ pub(super) fn leading(
         }
         out
     };
-    decompose(width, components.min(width).min(rows.len()), power, streams, apply, back)
+    Ok(decompose(width, components.min(width).min(rows.len()), power, streams, apply, back)?.1)
 }
 
-/// `A V` for the leading right singular vectors V of a matrix given by its products.
+/// The leading right singular vectors V of a matrix A given by its products, and `A V`.
 fn decompose(
     width: usize,
     components: usize,
@@ -75,7 +122,7 @@ fn decompose(
     streams: &Streams,
     apply: impl Fn(&Array2<f64>) -> Array2<f64>,
     back: impl Fn(&Array2<f64>) -> Array2<f64>,
-) -> Result<Array2<f64>> {
+) -> Result<(Array2<f64>, Array2<f64>)> {
     if components == 0 {
         return Err(SupervisionError::BadParameter { name: "components", value: 0.0, want: "at least 1" });
     }
@@ -97,18 +144,19 @@ fn decompose(
     order.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
     order.truncate(components);
     let turn = vectors.select(Axis(1), &order);
-    let directions = q.dot(&turn);
+    let mut directions = q.dot(&turn);
     let mut out = image.dot(&turn);
-    for (direction, mut column) in directions.columns().into_iter().zip(out.columns_mut()) {
+    for (mut direction, mut column) in directions.columns_mut().into_iter().zip(out.columns_mut()) {
         let largest = direction
             .iter()
             .copied()
             .fold(0.0f64, |most, x| if x.abs() > most.abs() + 1e-9 { x } else { most });
         if largest < 0.0 {
             column.mapv_inplace(|x| -x);
+            direction.mapv_inplace(|x| -x);
         }
     }
-    Ok(out)
+    Ok((directions, out))
 }
 
 /// Makes columns orthonormal, by Gram and Schmidt, twice; dependent ones become 0.
