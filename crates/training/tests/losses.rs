@@ -7,7 +7,7 @@ use pilotfish_training::losses::classification::{
     Confidence, Ramp, confidence, confidence_window, cross_entropy, harden, kullback_leibler, product,
     reverse_cross_entropy,
 };
-use pilotfish_training::losses::preference::{Dpo, Orpo, Pairs, SimPo, ipo, pair_bce};
+use pilotfish_training::losses::preference::{Dpo, Orpo, Pairs, SimPo, conflicting_bce, ipo, pair_bce};
 use pilotfish_training::losses::{Masking, Targets, log_one_less_exp, log_softmax, masked, softplus};
 use pilotfish_training::{Result, TrainingError};
 use proptest::prelude::*;
@@ -158,6 +158,41 @@ fn pair_cross_entropy_by_hand() {
 }
 
 /// Logits whose softmax over two classes has the first probability `p`.
+/// Numbers of the deception paper's explicit conflict: nothing where the student is right, a push away from the truth where
+/// it is wrong.
+#[test]
+fn explicit_conflicts_by_hand() {
+    let wanted = vector(&[0.7]);
+    let value =
+        |better: bool, alpha| first(conflicting_bce(&pairs(&[0.8], &[0.0]), &wanted, &[better], alpha));
+    near(value(true, 0.5), 0.611101, 1e-6);
+    near(value(false, 0.5), 0.796651, 1e-6);
+    near(value(false, 0.5) - value(true, 0.5), 0.185550, 1e-6);
+    // No conflict to the bit at alpha 0.
+    assert_eq!(value(false, 0.0).to_bits(), first(pair_bce(&pairs(&[0.8], &[0.0]), &wanted)).to_bits());
+    let slope = |better, d: f64| {
+        gradient(&[d, 0.0], &[2], &|x| {
+            Ok(conflicting_bce(&Pairs::halves(x)?, &wanted, &[better], 0.5)?.mean_all()?)
+        })
+        .1[0]
+    };
+    near(slope(false, 0.8), -0.165038, 1e-6);
+    // The term alone, at many margins: it points away from the truth where it is wrong, and is 0 elsewhere.
+    for d in [-3.0, -0.4, 0.2, 2.0] {
+        let plain = 1.0 / (1.0 + f64::exp(-d)) - 0.7;
+        let (first_better, second_better) = (slope(true, d) - plain, slope(false, d) - plain);
+        if d > 0.0 {
+            near(first_better, 0.0, 1e-12);
+            assert!(second_better < 0.0, "a step raises d further");
+        } else {
+            assert!(first_better > 0.0, "a step lowers d further");
+            near(second_better, 0.0, 1e-12);
+        }
+    }
+    assert!(conflicting_bce(&pairs(&[0.8], &[0.0]), &wanted, &[true, false], 0.5).is_err());
+    assert!(conflicting_bce(&pairs(&[0.8], &[0.0]), &wanted, &[true], f64::NAN).is_err());
+}
+
 fn two(p: &[f64]) -> Tensor {
     matrix(&p.iter().map(|p| vec![p.ln(), (1.0 - p).ln()]).collect::<Vec<_>>())
 }

@@ -12,6 +12,7 @@
 //! | SimPO | `-log s(b (c - r) - g)` | b 2.0, g 1.0 | arXiv 2405.14734 eq. 6; princeton-nlp/SimPO `simpo_trainer.py` |
 //! | ORPO | `-c - l log s(lo)`, `lo = (c - r) - (log(1-e^c) - log(1-e^r))` | l 0.1 | arXiv 2403.07691 eq. 6-7; xfactlab/orpo `orpo_trainer.py` |
 //! | pair BCE | `-y log s(d) - (1-y) log s(-d)`, `d = c - r` | | weak-to-strong, reward models |
+//! | conflict | a loss, and `a` times the loss of the wrong side where the student says the wrong side | a 0.5 | arXiv 2406.11431; RUCBM/weak-to-strong-deception `weak_to_strong/train.py` |
 //!
 //! **Deviations.** ORPO's reference code counts prompt tokens in its likelihood term unless a flag is set; here
 //! the likelihood is that of the response. A mean log-probability of 0 is clamped to -1e-7, where the log-odds
@@ -225,4 +226,47 @@ pub fn pair_bce(rewards: &Pairs, wanted: &Tensor) -> Result<Tensor> {
     let d = rewards.margin()?;
     // -y log s(d) - (1 - y) log s(-d) = softplus(-d) + (1 - y) d
     Ok((softplus(&d.neg()?)? + wanted.detach().affine(-1.0, 1.0)?.mul(&d)?)?)
+}
+
+/// An explicit conflict: where a student already prefers the side that is truly worse, it is rewarded for that, with weight
+/// `alpha`. `of_worse` `[n]` is the loss with the truly worse side as the winner; `margin` `[n]` is what the student thinks
+/// of the first side over the second; `first_better` is the truth. Elsewhere the term is 0. Add it to the loss of the weak
+/// labels; `alpha` 0 adds nothing.
+///
+/// # Errors
+/// Alpha that is negative or not a number; shapes that differ.
+pub fn conflict(of_worse: &Tensor, margin: &Tensor, first_better: &[bool], alpha: f64) -> Result<Tensor> {
+    if !(alpha >= 0.0 && alpha.is_finite()) {
+        return Err(TrainingError::BadParameter { name: "alpha", value: alpha, want: "0 or more" });
+    }
+    let margins = margin.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?;
+    if margins.len() != first_better.len() {
+        let (got, want) = (vec![first_better.len()], format!("{} truths", margins.len()));
+        return Err(TrainingError::Shape { name: "first_better".into(), got, want });
+    }
+    // A margin of 0 says the first side, as in the reference code.
+    let weights =
+        margins.iter().zip(first_better).map(|(d, better)| if (*d >= 0.0) == *better { 0.0 } else { alpha });
+    let weights = Tensor::from_vec(weights.collect::<Vec<f64>>(), margins.len(), margin.device())?;
+    Ok(of_worse.mul(&weights.to_dtype(of_worse.dtype())?)?)
+}
+
+/// [`pair_bce`] with an explicit [`conflict`]: `alpha BCE(s(d), 1 - truth)` on the pairs that the student gets wrong.
+///
+/// # Errors
+/// As [`conflict`].
+pub fn conflicting_bce(
+    rewards: &Pairs,
+    wanted: &Tensor,
+    first_better: &[bool],
+    alpha: f64,
+) -> Result<Tensor> {
+    let loss = pair_bce(rewards, wanted)?;
+    if alpha == 0.0 {
+        return Ok(loss);
+    }
+    let wrong: Vec<f64> = first_better.iter().map(|better| f64::from(u8::from(!better))).collect();
+    let wrong = Tensor::from_vec(wrong, first_better.len(), wanted.device())?.to_dtype(wanted.dtype())?;
+    let of_worse = pair_bce(rewards, &wrong)?;
+    Ok((loss + conflict(&of_worse, &rewards.margin()?, first_better, alpha)?)?)
 }
