@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod autows;
+pub mod debate;
 pub mod deception;
 pub mod delta_learning;
 mod error;

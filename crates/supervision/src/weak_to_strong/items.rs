@@ -37,6 +37,16 @@ impl TrainView {
     pub fn targets(&self) -> &Array2<f64> {
         &self.targets
     }
+
+    /// The same with each target hardened to its most probable class.
+    pub fn hardened(&self) -> Self {
+        let mut targets = Array2::zeros(self.targets.dim());
+        super::hard(&self.targets)
+            .into_iter()
+            .enumerate()
+            .for_each(|(row, class)| targets[[row, class]] = 1.0);
+        Self { rows: self.rows.clone(), targets }
+    }
 }
 
 /// How items are parted.

@@ -63,8 +63,11 @@ use ndarray::Array2;
 
 pub use items::{Split, SplitConfig, Task, TrainView};
 pub use labels::{LabelRow, WeakEvaluation, WeakLabels};
-pub use measures::{Agreement, area_under_curve, auroc, balanced_accuracy, calibration_error, weighted_f1};
-pub use recovered::{Outcomes, Pgr, PgrConfig, Recovered, delta_method};
+pub use measures::{
+    Agreement, Generations, Repeats, area_under_curve, auroc, balanced_accuracy, calibration_error, recall,
+    weighted_f1,
+};
+pub use recovered::{Better, Outcomes, Pgr, PgrConfig, Recovered, Said, delta_method};
 
 use crate::{Result, SupervisionError};
 
@@ -84,6 +87,32 @@ pub trait Fitted {
     /// # Errors
     /// Whatever the model refuses.
     fn predict(&self, rows: &[usize]) -> Result<Array2<f64>>;
+}
+
+/// Several models that learn the same items, each in its own way or from its own store, and say the mean of their
+/// probabilities. The first has the ensemble's seed, the next ones those that follow, so that one member is itself.
+pub struct Ensemble {
+    /// The members.
+    pub members: Vec<Box<dyn Trainee>>,
+}
+
+impl Trainee for Ensemble {
+    fn fit(&self, train: &TrainView, seed: u64) -> Result<Box<dyn Fitted>> {
+        if self.members.is_empty() {
+            return Err(SupervisionError::Empty { what: "members of the ensemble" });
+        }
+        let seeds = (0..).map(|at| seed.wrapping_add(at));
+        let fitted = self.members.iter().zip(seeds).map(|(member, seed)| member.fit(train, seed));
+        Ok(Box::new(FittedEnsemble(fitted.collect::<Result<_>>()?)))
+    }
+}
+
+struct FittedEnsemble(Vec<Box<dyn Fitted>>);
+
+impl Fitted for FittedEnsemble {
+    fn predict(&self, rows: &[usize]) -> Result<Array2<f64>> {
+        ensemble(&self.0.iter().map(|member| member.predict(rows)).collect::<Result<Vec<_>>>()?)
+    }
 }
 
 /// The steps of a run.
@@ -136,6 +165,15 @@ impl ProtocolRun {
             student: right(self.student(student)?),
             ceiling: right(&self.ceiling),
         })
+    }
+
+    /// What the supervisor, a student and the ceiling say of the test items.
+    ///
+    /// # Errors
+    /// There is no such student.
+    pub fn said(&self, student: usize) -> Result<Said> {
+        let said = [hard(&self.weak), hard(self.student(student)?), hard(&self.ceiling)];
+        Ok(Said { said, truth: self.truth.clone() })
     }
 
     /// How often a student says what the supervisor says, on test items.

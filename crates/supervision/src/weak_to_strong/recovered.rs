@@ -97,19 +97,6 @@ impl Pgr {
     /// # Errors
     /// No runs, a run without items or with lists of different lengths; settings outside their ranges.
     pub fn of(runs: &[Outcomes], config: &PgrConfig) -> Result<Self> {
-        let refuse = |name, value, want| Err(SupervisionError::BadParameter { name, value, want });
-        if !(100..=1_000_000).contains(&config.resamples) {
-            return refuse("resamples", config.resamples as f64, "from 100 to a million");
-        }
-        if !(config.confidence > 0.0 && config.confidence < 1.0) {
-            return refuse("confidence", config.confidence, "between 0 and 1");
-        }
-        if !(config.resolvable > 0.0) {
-            return refuse("resolvable", config.resolvable, "above 0");
-        }
-        if runs.is_empty() {
-            return Err(SupervisionError::Empty { what: "runs" });
-        }
         for run in runs {
             let want = run.weak.len();
             if want == 0 {
@@ -121,57 +108,141 @@ impl Pgr {
                 }
             }
         }
-        let mean = |of: &[[f64; 3]]| {
-            let mut sum = [0.0; 3];
-            of.iter()
-                .for_each(|one| sum.iter_mut().zip(one).for_each(|(sum, x)| *sum += x / of.len() as f64));
-            sum
+        let resampled = |run: usize, items: &[usize]| -> Result<[f64; 3]> {
+            let mut right = [0usize; 3];
+            let lists = [&runs[run].weak, &runs[run].student, &runs[run].ceiling];
+            for &item in items {
+                right.iter_mut().zip(lists).for_each(|(sum, list)| *sum += usize::from(list[item]));
+            }
+            Ok(right.map(|right| right as f64 / items.len() as f64))
         };
-        let accuracies = mean(&runs.iter().map(Outcomes::accuracies).collect::<Vec<_>>());
-        let mut rng = Streams::new(config.seed).stream("recovered");
-        let resamples: Vec<[f64; 3]> = (0..config.resamples)
-            .map(|_| {
-                let drawn: Vec<[f64; 3]> = (0..runs.len())
-                    .map(|_| {
-                        let run = &runs[rng.random_range(0..runs.len())];
-                        let mut right = [0usize; 3];
-                        for _ in 0..run.weak.len() {
-                            let item = rng.random_range(0..run.weak.len());
-                            let lists = [&run.weak, &run.student, &run.ceiling];
-                            right
-                                .iter_mut()
-                                .zip(lists)
-                                .for_each(|(sum, list)| *sum += usize::from(list[item]));
-                        }
-                        right.map(|right| right as f64 / run.weak.len() as f64)
-                    })
-                    .collect();
-                mean(&drawn)
-            })
-            .collect();
-        let gaps: Vec<f64> = resamples.iter().map(|[weak, _, ceiling]| ceiling - weak).collect();
-        let middle = gaps.iter().sum::<f64>() / gaps.len() as f64;
-        let spread = gaps.iter().map(|gap| (gap - middle).powi(2)).sum::<f64>() / (gaps.len() - 1) as f64;
-        let gap_error = spread.sqrt();
-        let [weak, student, ceiling] = accuracies;
-        let gap = ceiling - weak;
-        if !(gap > 0.0 && gap >= config.resolvable * gap_error) {
-            return Ok(Self { accuracies, gap_error, recovered: Recovered::NotResolvable });
-        }
-        let ratio = |[weak, student, ceiling]: [f64; 3]| (student - weak) / (ceiling - weak);
-        let mut ratios: Vec<f64> = resamples
-            .into_iter()
-            // Three standard errors from 0, a gap of a resample is hardly ever 0; such a resample says nothing.
-            .filter(|[weak, _, ceiling]| ceiling > weak)
-            .map(ratio)
-            .collect();
-        ratios.sort_by(f64::total_cmp);
-        let at = |q: f64| ratios[((q * (ratios.len() - 1) as f64).round() as usize).min(ratios.len() - 1)];
-        let tail = (1.0 - config.confidence) / 2.0;
-        let recovered =
-            Recovered::Share { value: ratio([weak, student, ceiling]), low: at(tail), high: at(1.0 - tail) };
-        Ok(Self { accuracies, gap_error, recovered })
+        let counts: Vec<usize> = runs.iter().map(|run| run.weak.len()).collect();
+        let own: Vec<[f64; 3]> = runs.iter().map(Outcomes::accuracies).collect();
+        estimate(&counts, &own, config, resampled)
     }
+
+    /// The same for any measure of what models say against the truth, such as balanced accuracy. Measures for which lower is
+    /// better recover the same share: both signs cancel.
+    ///
+    /// # Errors
+    /// As [`Pgr::of`]; whatever the measure refuses. A resample that the measure has no value for takes that of the run.
+    pub fn measured(
+        runs: &[Said],
+        better: Better,
+        measure: impl Fn(&[usize], &[usize]) -> Result<f64>,
+        config: &PgrConfig,
+    ) -> Result<Self> {
+        let sign = if better == Better::Higher { 1.0 } else { -1.0 };
+        let mut own = Vec::new();
+        for run in runs {
+            let want = run.truth.len();
+            let mut three = [0.0; 3];
+            for (value, said) in three.iter_mut().zip(&run.said) {
+                if said.len() != want {
+                    return Err(SupervisionError::Shape { what: "classes", got: said.len(), want });
+                }
+                *value = sign * measure(said, &run.truth)?;
+            }
+            own.push(three);
+        }
+        let resampled = |run: usize, items: &[usize]| -> Result<[f64; 3]> {
+            let take = |list: &[usize]| items.iter().map(|&item| list[item]).collect::<Vec<_>>();
+            let truth = take(&runs[run].truth);
+            let mut three = own[run];
+            for (value, said) in three.iter_mut().zip(&runs[run].said) {
+                let found = measure(&take(said), &truth)?;
+                if found.is_finite() {
+                    *value = sign * found;
+                }
+            }
+            Ok(three)
+        };
+        let counts: Vec<usize> = runs.iter().map(|run| run.truth.len()).collect();
+        let mut pgr = estimate(&counts, &own, config, resampled)?;
+        pgr.accuracies = pgr.accuracies.map(|value| sign * value);
+        Ok(pgr)
+    }
+}
+
+/// What the three models of one seed say of the same test items, and the truth.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// Classes said by the supervisor, the student and the ceiling.
+    pub said: [Vec<usize>; 3],
+    /// The truth.
+    pub truth: Vec<usize>,
+}
+
+/// Which way a measure improves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Better {
+    /// Accuracy, recall.
+    Higher,
+    /// Toxicity, error.
+    Lower,
+}
+
+/// Means over runs, and resamples of seeds and of the test items within each.
+fn estimate(
+    counts: &[usize],
+    own: &[[f64; 3]],
+    config: &PgrConfig,
+    resampled: impl Fn(usize, &[usize]) -> Result<[f64; 3]>,
+) -> Result<Pgr> {
+    let refuse = |name, value, want| Err(SupervisionError::BadParameter { name, value, want });
+    if !(100..=1_000_000).contains(&config.resamples) {
+        return refuse("resamples", config.resamples as f64, "from 100 to a million");
+    }
+    if !(config.confidence > 0.0 && config.confidence < 1.0) {
+        return refuse("confidence", config.confidence, "between 0 and 1");
+    }
+    if !(config.resolvable > 0.0) {
+        return refuse("resolvable", config.resolvable, "above 0");
+    }
+    if counts.is_empty() {
+        return Err(SupervisionError::Empty { what: "runs" });
+    }
+    let mean = |of: &[[f64; 3]]| {
+        let mut sum = [0.0; 3];
+        of.iter().for_each(|one| sum.iter_mut().zip(one).for_each(|(sum, x)| *sum += x / of.len() as f64));
+        sum
+    };
+    let accuracies = mean(own);
+    let mut rng = Streams::new(config.seed).stream("recovered");
+    let mut resamples = Vec::with_capacity(config.resamples);
+    let mut items = Vec::new();
+    for _ in 0..config.resamples {
+        let mut drawn = Vec::with_capacity(counts.len());
+        for _ in 0..counts.len() {
+            let run = rng.random_range(0..counts.len());
+            items.clear();
+            items.extend((0..counts[run]).map(|_| rng.random_range(0..counts[run])));
+            drawn.push(resampled(run, &items)?);
+        }
+        resamples.push(mean(&drawn));
+    }
+    let gaps: Vec<f64> = resamples.iter().map(|[weak, _, ceiling]| ceiling - weak).collect();
+    let middle = gaps.iter().sum::<f64>() / gaps.len() as f64;
+    let spread = gaps.iter().map(|gap| (gap - middle).powi(2)).sum::<f64>() / (gaps.len() - 1) as f64;
+    let gap_error = spread.sqrt();
+    let [weak, student, ceiling] = accuracies;
+    let gap = ceiling - weak;
+    if !(gap > 0.0 && gap >= config.resolvable * gap_error) {
+        return Ok(Pgr { accuracies, gap_error, recovered: Recovered::NotResolvable });
+    }
+    let ratio = |[weak, student, ceiling]: [f64; 3]| (student - weak) / (ceiling - weak);
+    let mut ratios: Vec<f64> = resamples
+        .into_iter()
+        // Three standard errors from 0, a gap of a resample is hardly ever 0; such a resample says nothing.
+        .filter(|[weak, _, ceiling]| ceiling > weak)
+        .map(ratio)
+        .collect();
+    ratios.sort_by(f64::total_cmp);
+    let at = |q: f64| ratios[((q * (ratios.len() - 1) as f64).round() as usize).min(ratios.len() - 1)];
+    let tail = (1.0 - config.confidence) / 2.0;
+    let recovered =
+        Recovered::Share { value: ratio([weak, student, ceiling]), low: at(tail), high: at(1.0 - tail) };
+    Ok(Pgr { accuracies, gap_error, recovered })
 }
 
 /// PGR and its standard error from three independent accuracies on `n` items each, by the delta method; `None` when
