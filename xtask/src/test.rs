@@ -52,9 +52,12 @@ pub(crate) fn lint() -> Result<()> {
     note("formatting (`cargo fmt` repairs it)", start(cargo().args(["fmt", "--all", "--", "--check"])));
     let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
     note("lints", start(cargo().args(clippy)));
-    // Nothing else compiles what is behind this feature.
+    // Nothing else compiles what is behind this feature, or without that one.
     let cuda = ["clippy", "-p", "pilotfish-runtime", "--features", "cuda", "--", "-D", "warnings"];
     note("lints of the feature cuda", start(cargo().args(cuda)));
+    let small =
+        ["clippy", "-p", "pilotfish-supervision", "--no-default-features", "--tests", "--", "-D", "warnings"];
+    note("lints of supervision without Parquet", start(cargo().args(small)));
     let mut doc = cargo();
     doc.args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
     note("documentation", start(&mut doc));

@@ -8,6 +8,7 @@
 //! item: ten million items with ten voters take 100 MB. Where few do, only the votes that exist, six bytes each.
 
 mod npy;
+#[cfg(feature = "parquet")]
 mod parquet;
 mod patterns;
 mod read;

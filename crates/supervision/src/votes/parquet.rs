@@ -9,10 +9,6 @@ use ::parquet::record::Field;
 use super::read::{Long, open};
 use crate::Result;
 
-pub(super) fn read(path: &Path) -> Result<Long> {
-    fill(Long::votes(path), path)
-}
-
 pub(super) fn fill(long: Long, path: &Path) -> Result<Long> {
     let file = open(path)?;
     let empty = Long::votes(path);

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `.csv`, `.tsv` | a header and one vote a line: `question,worker,answer`, or `score` for numbers |
 //! | `.jsonl`, `.ndjson` | one object a line with these fields |
-//! | `.parquet` | rows with these columns |
+//! | `.parquet` | rows with these columns; needs the feature `parquet`, which is on unless turned off |
 //! | `.npy` | a matrix, items x voters: integers are classes, -1 abstains; floating-point numbers are scores, NaN is none |
 //!
 //! A column may also be called `item` or `task`, `voter` or `annotator`, `label` or `vote`. Classes are sorted: by
@@ -16,7 +16,9 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use super::{Scores, Votes, npy, parquet};
+#[cfg(feature = "parquet")]
+use super::parquet;
+use super::{Scores, Votes, npy};
 use crate::names::{Names, NamesBuilder};
 use crate::{Result, SupervisionError};
 
@@ -68,7 +70,7 @@ pub fn read(path: &Path) -> Result<Table> {
         "csv" => csv(path, b',')?.finish(),
         "tsv" => csv(path, b'\t')?.finish(),
         "jsonl" | "ndjson" => jsonl(path)?.finish(),
-        "parquet" => parquet::read(path)?.finish(),
+        "parquet" => parquet(Long::votes(path), path)?.finish(),
         "npy" => npy::read(path),
         _ => Err(SupervisionError::Format {
             path: shown(path),
@@ -87,7 +89,7 @@ pub fn read_truth(path: &Path, votes: &Votes) -> Result<Vec<Option<usize>>> {
     let mut long = match ending(path).as_str() {
         "tsv" => Long::truth(path).read_csv(path, b'\t')?,
         "jsonl" | "ndjson" => Long::truth(path).read_jsonl(path)?,
-        "parquet" => parquet::fill(Long::truth(path), path)?,
+        "parquet" => parquet(Long::truth(path), path)?,
         _ => Long::truth(path).read_csv(path, b',')?,
     };
     let (items, classes) = (votes.item_names().index(), votes.class_names().index());
@@ -120,6 +122,17 @@ fn csv(path: &Path, delimiter: u8) -> Result<Long> {
 
 fn jsonl(path: &Path) -> Result<Long> {
     Long::votes(path).read_jsonl(path)
+}
+
+#[cfg(feature = "parquet")]
+fn parquet(long: Long, path: &Path) -> Result<Long> {
+    parquet::fill(long, path)
+}
+
+#[cfg(not(feature = "parquet"))]
+fn parquet(_: Long, path: &Path) -> Result<Long> {
+    let why = "Parquet files are not read by a build without the feature `parquet`".into();
+    Err(SupervisionError::Format { path: shown(path), why })
 }
 
 /// Rows of a long table, as they are read.
@@ -194,6 +207,7 @@ impl Long {
         SupervisionError::Line { path: self.path.clone(), line, why: why.into() }
     }
 
+    #[cfg(feature = "parquet")]
     pub(super) fn format(&self, why: impl Into<String>) -> SupervisionError {
         SupervisionError::Format { path: self.path.clone(), why: why.into() }
     }
