@@ -256,7 +256,14 @@ impl LabelModel for DawidSkene {
             }
             gold.insert(*item, *class);
         }
-        Em { model: self, rows, gold, k, m: votes.voters() }.run()
+        // Without a vote, a known item or a pseudo-count for it, a class has no likelihood to find. Its rates would be free,
+        // and it would take whatever the other classes make improbable.
+        let mut possible = vec![self.prior.is_some() || self.smoothing != Smoothing::default(); k];
+        gold.values().for_each(|class| possible[*class] = true);
+        (0..rows.len())
+            .filter(|row| rows.count(*row) > 0)
+            .for_each(|row| votes.visit(row, |_, vote| possible[vote] = true));
+        Em { model: self, rows, gold, possible, k, m: votes.voters() }.run()
     }
 
     fn fit(&self, votes: &Votes) -> Result<Fitted> {
@@ -272,6 +279,8 @@ struct Em<'a> {
     model: &'a DawidSkene,
     rows: &'a Rows<'a>,
     gold: HashMap<usize, usize>,
+    /// Whether an item can be of a class.
+    possible: Vec<bool>,
     k: usize,
     m: usize,
 }
@@ -416,7 +425,9 @@ impl Em<'_> {
         let (k, m) = (self.k, self.m);
         let floor = if matches!(self.model.assignment, Assignment::Soft) { FLOOR } else { 0.0 };
         let prior = self.model.prior.clone().unwrap_or_else(|| self.shares(counts));
-        let log_prior: Vec<f64> = prior.iter().map(|p| p.max(floor).ln()).collect();
+        let log =
+            |(p, possible): (&f64, &bool)| if *possible { p.max(floor).ln() } else { f64::NEG_INFINITY };
+        let log_prior: Vec<f64> = prior.iter().zip(&self.possible).map(log).collect();
         let symbols = k + usize::from(self.model.abstain == Abstain::Symbol);
         let (wrong, right) = (self.model.smoothing.wrong, self.model.smoothing.right);
         let mut table = vec![0.0; m * k * k];

@@ -132,9 +132,10 @@ pub enum Warning {
         /// The voter.
         voter: usize,
     },
-    /// The objective has not levelled off: more steps would change the answer.
+    /// The objective has not levelled off: more steps, or larger ones, would change the answer.
     Undertrained {
-        /// Share of the objective that the last tenth of the steps removed.
+        /// Share of the objective that the last tenth of the steps removed. Next to nothing where steps are so small that the
+        /// gradient is still what it was at the start.
         slope: f64,
     },
     /// The class balance was taken to be equal; the votes fit any other as well.
@@ -162,6 +163,9 @@ impl Warning {
                 format!("voters {:?} and {:?} always agree; each counts in full", voter(a), voter(b))
             }
             Self::Clipped { voter: i } => format!("a rate of voter {:?} was outside 0 to 1", voter(i)),
+            Self::Undertrained { slope } if slope.abs() < 1e-3 => {
+                "the steps are too small: the loss is hardly less steep than at the start".to_owned()
+            }
             Self::Undertrained { slope } => {
                 format!(
                     "the loss was still falling, by {:.1} % in the last tenth of the steps",

@@ -394,9 +394,14 @@ impl Snorkel {
         };
         let mut velocity = vec![0.0; mu.len()];
         let mut trace = Vec::with_capacity(steps + 1);
-        for _ in 0..steps {
+        let steepest = |gradient: &[f64]| gradient.iter().fold(0.0f64, |most, value| most.max(value.abs()));
+        let mut first_slope = 0.0;
+        for step in 0..steps {
             let (loss, gradient) = problem.evaluate(&mu);
             trace.push(loss);
+            if step == 0 {
+                first_slope = steepest(&gradient);
+            }
             for ((mu, velocity), gradient) in mu.iter_mut().zip(&mut velocity).zip(gradient) {
                 *velocity = momentum * *velocity + gradient + self.l2 * *mu;
                 *mu -= rate * *velocity;
@@ -411,11 +416,12 @@ impl Snorkel {
             let why = format!("gradient steps of rate {rate} diverge");
             return Err(SupervisionError::Solver { model: self.name(), why });
         }
-        let slope = gradient.iter().fold(0.0f64, |most, value| most.max(value.abs()));
-        // Fallen by a thousandth in the last tenth of the steps, and not yet nothing: it has not levelled off.
+        let slope = steepest(&gradient);
+        // Fallen by a thousandth in the last tenth of the steps, or on a slope as steep as at the start, and not yet nothing:
+        // it has not levelled off. Steps that are too small leave the loss where it was.
         let before = trace[(trace.len() - 1) * 9 / 10];
         let fallen = (before - loss) / before.max(f64::MIN_POSITIVE);
-        let level = fallen.abs() < 1e-3 || loss < 1e-12 * trace[0].max(1e-300);
+        let level = fallen.abs() < 1e-3 && slope <= 0.1 * first_slope || loss < 1e-12 * trace[0].max(1e-300);
         let convergence = match level {
             true => Convergence::Converged { iterations: steps },
             false => Convergence::NotConverged { iterations: steps, change: slope },
