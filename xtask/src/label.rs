@@ -112,18 +112,25 @@ fn pairs(names: &[String], votes: &Votes) -> Result<Vec<(usize, usize)>> {
 }
 
 fn models(words: &str) -> Result<Vec<&'static Entry>> {
-    if words == "all" {
-        return Ok(CATALOGUE.iter().filter(|entry| entry.main).collect());
+    let mut chosen: Vec<&'static Entry> = Vec::new();
+    for name in words.split(',').map(str::trim) {
+        let found: Vec<&Entry> = match name {
+            "all" => CATALOGUE.iter().filter(|entry| entry.main).collect(),
+            name => find(name).into_iter().collect(),
+        };
+        if found.is_empty() {
+            let names = CATALOGUE.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", ");
+            let why = format!("no label model called {name:?}; there are: {names}, {METAL}, all");
+            return Err(Usage(why).into());
+        }
+        for entry in found {
+            // `all,ds` asks for one of them twice.
+            if !chosen.iter().any(|other| other.name == entry.name) {
+                chosen.push(entry);
+            }
+        }
     }
-    words
-        .split(',')
-        .map(|name| {
-            let names = || CATALOGUE.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", ");
-            find(name.trim()).ok_or_else(|| {
-                Usage(format!("no label model called {name:?}; there are: {}, {METAL}, all", names())).into()
-            })
-        })
-        .collect()
+    Ok(chosen)
 }
 
 fn table(title: String, summaries: &[Summary]) -> Table {

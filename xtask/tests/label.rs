@@ -71,6 +71,10 @@ fn all_models_side_by_side_as_json() {
     }
     let majority = models.iter().find(|model| model["model"] == "majority").unwrap();
     assert_eq!(majority["accuracy"], 1.0);
+    // With variants beside them, nothing twice.
+    let more = label(folder.path(), &["--votes", "votes.csv", "--model", "ds,all,ds-crowd-kit", "--json"]);
+    let more: Value = serde_json::from_slice(&more.stdout).unwrap();
+    assert_eq!(more["models"].as_array().unwrap().len(), models.len() + 1);
 }
 
 #[test]
