@@ -48,6 +48,7 @@ fn converted_models_compute_what_the_network_does() {
                     let feeds = [ids(&texts), positions(0..7), ("mask".into(), mask)];
                     assert_near(&run(&graph, &feeds), &run(&network.graph().unwrap(), &feeds), "states");
                 }
+                Network::Masked(_) => unreachable!("{name} is none"),
                 Network::Causal(network) => {
                     let config = network.config();
                     let windowed = network.has_window(0..config.layers);

@@ -8,9 +8,11 @@ use pilotfish_graph::{GraphError, RopeScaling, Tensor};
 use serde_json::Value as Json;
 
 use crate::causal::{Activation, CausalConfig, CausalNetwork};
-use crate::{ArchitectureError, Bert, ChatTemplate, Result, Tokenizer};
+use crate::masked::llada_weights;
+use crate::{ArchitectureError, Bert, Bidirectional, ChatTemplate, Result, Tokenizer};
 
-const KNOWN: &str = "llama (LlamaForCausalLM), gemma3 (Gemma3ForCausalLM), bert (BertModel)";
+const KNOWN: &str = "llama (LlamaForCausalLM), gemma3 (Gemma3ForCausalLM), llada (LLaDAModelLM), Dream (DreamModel), \
+                     bert (BertModel)";
 /// Configuration and template files beyond this are refused.
 const LARGEST_JSON: u64 = 64 << 20;
 
@@ -19,6 +21,8 @@ const LARGEST_JSON: u64 = 64 << 20;
 pub enum Network {
     /// A decoder-only language model.
     Causal(CausalNetwork),
+    /// A masked diffusion language model.
+    Masked(Bidirectional),
     /// A sentence or token encoder.
     Encoder(Bert),
 }
@@ -87,6 +91,12 @@ impl Checkpoint {
                 require_biases(&keys, config.layers, &weights)?;
                 CausalNetwork::new(config, weights).map(Network::Causal)
             }
+            "llada" => masked(llada_config(&keys)?, llada_weights(&weights()?)?, mask_token(&keys)?, false),
+            "Dream" => {
+                let weights = weights()?;
+                let config = dream_config(&keys, &weights)?;
+                masked(config, weights, mask_token(&keys)?, true)
+            }
             "bert" => Bert::from_folder(path, &keys, weights()?).map(Network::Encoder),
             other => return Err(unknown(path, other)),
         };
@@ -121,6 +131,21 @@ impl Checkpoint {
                 &self.path,
                 "this is an encoder, not a causal language model",
             )),
+            Network::Masked(_) => Err(ArchitectureError::malformed(
+                &self.path,
+                "this is a masked diffusion model, not a causal language model",
+            )),
+        }
+    }
+
+    /// The network, if it is a masked diffusion model.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn masked(&self) -> Result<&Bidirectional> {
+        match &self.network {
+            Network::Masked(network) => Ok(network),
+            _ => Err(ArchitectureError::malformed(&self.path, "this is no masked diffusion model")),
         }
     }
 
@@ -134,6 +159,10 @@ impl Checkpoint {
             Network::Causal(_) => Err(ArchitectureError::malformed(
                 &self.path,
                 "this is a causal language model, not an encoder",
+            )),
+            Network::Masked(_) => Err(ArchitectureError::malformed(
+                &self.path,
+                "this is a masked diffusion model, not an encoder",
             )),
         }
     }
@@ -312,6 +341,71 @@ fn folder_config(keys: &Keys<'_>, kind: &str) -> Result<CausalConfig> {
         keys.absent(&["attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"])?;
         config.windows = windows(keys, layers)?;
     }
+    Ok(config)
+}
+
+fn masked(config: CausalConfig, weights: Weights, mask: u32, shift: bool) -> Result<Network> {
+    Bidirectional::new(CausalNetwork::new(config, weights)?, mask, shift).map(Network::Masked)
+}
+
+/// The mask token, without which a masked model is none.
+fn mask_token(keys: &Keys<'_>) -> Result<u32> {
+    let refuse = |_| ArchitectureError::malformed(keys.file, "mask_token_id is no token");
+    u32::try_from(keys.size("mask_token_id")?).map_err(refuse)
+}
+
+/// Dream: Qwen 2's layers under Hugging Face's names, with biases on queries, keys and values.
+fn dream_config(keys: &Keys<'_>, weights: &Weights) -> Result<CausalConfig> {
+    keys.absent(&["use_sliding_window", "use_mrope"])?;
+    let mut config = folder_config(keys, "llama")?;
+    config.family = "dream".into();
+    config.tied &= !weights.contains("lm_head.weight");
+    for layer in 0..config.layers {
+        for name in ["q_proj", "k_proj", "v_proj"] {
+            let bias = weights.get(&format!("model.layers.{layer}.self_attn.{name}.bias"));
+            bias.map_err(|error| in_file(keys.file, error.into()))?;
+        }
+    }
+    Ok(config)
+}
+
+/// LLaDA: Llama's layers under names of its own, in `config.json` and in the weights.
+fn llada_config(keys: &Keys<'_>) -> Result<CausalConfig> {
+    keys.absent(&[
+        "alibi",
+        "attention_layer_norm",
+        "bias_for_layer_norm",
+        "input_emb_norm",
+        "multi_query_attention",
+        "scale_logits",
+    ])?;
+    let fixed = [("block_type", "llama"), ("layer_norm_type", "rms"), ("activation_type", "silu")];
+    for (key, want) in fixed {
+        if keys.text(key) != Some(want) {
+            return Err(ArchitectureError::malformed(keys.file, format!("{key} is not {want:?}")));
+        }
+    }
+    if !keys.flag("rope") {
+        return Err(ArchitectureError::malformed(
+            keys.file,
+            "rope is not true: positions have no other form here",
+        ));
+    }
+    let (width, layers, heads) = (keys.size("d_model")?, keys.size("n_layers")?, keys.size("n_heads")?);
+    if layers > 1 << 16 {
+        return Err(ArchitectureError::malformed(keys.file, format!("{layers} layers")));
+    }
+    let kv_heads = keys.size_or("n_kv_heads", heads)?;
+    // The table may be longer than the vocabulary; its rows are what logits are of.
+    let vocab = keys.size_or("embedding_size", keys.size("vocab_size")?)?;
+    let ffn = keys.size_or("mlp_hidden_size", keys.size_or("mlp_ratio", 4)?.saturating_mul(width))?;
+    let mut config = CausalConfig::llama(vocab, width, layers, [heads, kv_heads], ffn);
+    config.family = "llada".into();
+    config.context = keys.size("max_sequence_length")?;
+    config.norm_eps = keys.number_or("rms_norm_eps", 1e-5)? as f32;
+    config.rope_theta = keys.number_or("rope_theta", 10_000.0)?;
+    config.tied = keys.flag("weight_tying");
+    config.end = end_tokens(keys.json);
     Ok(config)
 }
 

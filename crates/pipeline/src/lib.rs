@@ -7,6 +7,7 @@ mod error;
 pub mod experiments;
 pub mod generate;
 pub mod machine;
+pub mod masked;
 pub mod models;
 pub mod plots;
 pub mod register;

@@ -6,6 +6,7 @@
 //! | a graph evaluated with gradients | [`Interpreter`] |
 //! | a run: order, parts of a batch, clipping, progress | [`Trainer`], [`Task`] |
 //! | language models and preference pairs as tasks | [`TextTask`], [`PairTask`] |
+//! | masked diffusion as a task | [`MaskedTask`] |
 //! | what is trained: everything, a head, adapters | [`Selection`], [`attach_head`], [`Lora`] |
 //! | losses | [`losses`] |
 //! | optimisers and schedules | [`Optimizer`], [`Schedule`] |
@@ -42,6 +43,7 @@ mod head;
 mod interpreter;
 mod lora;
 pub mod losses;
+mod masked;
 mod optimizer;
 mod pow;
 mod schedule;
@@ -54,6 +56,7 @@ pub use error::{Result, TrainingError};
 pub use head::attach_head;
 pub use interpreter::{Array, Interpreter, Precision};
 pub use lora::Lora;
+pub use masked::{MaskedTask, bidirectional_inputs, bidirectional_logits};
 pub use optimizer::{Adam, Gradients, Optimizer, OptimizerConfig, Sgd, clip, global_norm};
 pub use schedule::{Decay, Schedule, Warmup};
 pub use select::Selection;

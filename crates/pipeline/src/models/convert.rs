@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use pilotfish_architectures::{CausalNetwork, Checkpoint, EncoderNetwork, LayerInputs, Network};
+use pilotfish_architectures::{
+    CausalNetwork, Checkpoint, EncoderNetwork, LayerInputs, MaskedNetwork, Network,
+};
 use pilotfish_graph::onnx::{self, Lowering};
 use pilotfish_graph::{DType, Dim, Graph, Storage, passes};
 
@@ -72,7 +74,8 @@ pub struct Conversion {
 /// `mask_local` where some layers have a window), `past_key.{layer}` and `past_value.{layer}`
 /// `[B, kv_heads, L, head_dim]`, and gives `logits` `[B, T, V]`, `key.{layer}` and `value.{layer}` of all `L+T` rows.
 /// With [`Operators::Fused`], `B` is 1 and the cache is as [`Lowering::Fused`] says. An encoder takes `ids`,
-/// `positions` and `mask` `[B, 1, T, T]` and gives `states` `[B, T, d]`.
+/// `positions` and `mask` `[B, 1, T, T]` and gives `states` `[B, T, d]`; a masked diffusion model takes `mask`
+/// `[1, 1, T, T]` and gives `logits` `[B, T, V]`.
 ///
 /// # Errors
 /// A checkpoint that cannot be opened; a folder that is a file or holds a model already; operators that do not
@@ -98,6 +101,10 @@ pub fn convert(from: &Path, into: &Path, conversion: &Conversion) -> Result<Path
                 return Err(PipelineError::NotFused { head_dim: config.head_dim });
             }
             (with_cache(network, batch)?, conversion.operators.lowering(config.context))
+        }
+        Network::Masked(network) => {
+            let context = network.network().config().context;
+            (network.whole()?, conversion.operators.lowering(context))
         }
         Network::Encoder(network) => {
             (network.graph()?, conversion.operators.lowering(network.config().context))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use pilotfish_architectures::{ArchitectureError, Checkpoint, Network};
+use pilotfish_architectures::{ArchitectureError, CausalNetwork, Checkpoint, Network};
 
 /// What is in a checkpoint.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -32,7 +32,6 @@ pub struct Inspection {
 /// It cannot be read, or its architecture is not written here.
 pub fn inspect(path: &Path) -> Result<Inspection, ArchitectureError> {
     let checkpoint = Checkpoint::open(path)?;
-    let yes = |is: bool| if is { "yes" } else { "no" }.to_owned();
     let has_tokenizer = match checkpoint.tokenizer() {
         Ok(_) => "yes".into(),
         Err(error) => format!("no ({error})"),
@@ -40,24 +39,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, ArchitectureError> {
     let mut encodings = BTreeMap::new();
     let (architecture, parameters, mut dimensions, capabilities) = match checkpoint.network() {
         Network::Causal(network) => {
-            let config = network.config();
-            for (_, stored) in network.weights().iter() {
-                let numbers: usize = stored.tensor.shape().iter().product();
-                *encodings.entry(stored.encoding.to_string()).or_default() += numbers;
-            }
-            let windows = config.windows.iter().flatten().count();
-            let dimensions = vec![
-                ("vocabulary", config.vocab.to_string()),
-                ("width", config.width.to_string()),
-                ("layers", config.layers.to_string()),
-                ("heads (keys and values)", format!("{} ({})", config.heads, config.kv_heads)),
-                ("numbers a head", config.head_dim.to_string()),
-                ("feed-forward width", config.ffn.to_string()),
-                ("context", config.context.to_string()),
-                ("layers with a window", windows.to_string()),
-                ("embedding and head tied", yes(config.tied)),
-                ("chat template", yes(matches!(checkpoint.chat_template(), Ok(Some(_))))),
-            ];
+            let dimensions = causal_dimensions(&checkpoint, network, &mut encodings);
             let capabilities = vec![
                 "causal: chains and token trees",
                 "embeddings in",
@@ -65,7 +47,15 @@ pub fn inspect(path: &Path) -> Result<Inspection, ArchitectureError> {
                 "taps: the final normed state; residuals listed when it is loaded",
                 "layer ranges between cuts listed when it is loaded",
             ];
-            (config.family.clone(), network.parameters(), dimensions, capabilities)
+            (network.config().family.clone(), network.parameters(), dimensions, capabilities)
+        }
+        Network::Masked(masked) => {
+            let network = masked.network();
+            let mut dimensions = causal_dimensions(&checkpoint, network, &mut encodings);
+            dimensions.push(("mask token", masked.mask().to_string()));
+            dimensions.push(("logits shifted by one", yes(masked.shift())));
+            let capabilities = vec!["masked: texts with holes, in both directions", "block caches"];
+            (network.config().family.clone(), network.parameters(), dimensions, capabilities)
         }
         Network::Encoder(network) => {
             let config = network.config();
@@ -91,6 +81,35 @@ pub fn inspect(path: &Path) -> Result<Inspection, ArchitectureError> {
         dimensions,
         capabilities,
     })
+}
+
+/// Dimensions of a decoder-only network; counts how its weights are stored.
+fn causal_dimensions(
+    checkpoint: &Checkpoint,
+    network: &CausalNetwork,
+    encodings: &mut BTreeMap<String, usize>,
+) -> Vec<(&'static str, String)> {
+    let config = network.config();
+    for (_, stored) in network.weights().iter() {
+        let numbers: usize = stored.tensor.shape().iter().product();
+        *encodings.entry(stored.encoding.to_string()).or_default() += numbers;
+    }
+    vec![
+        ("vocabulary", config.vocab.to_string()),
+        ("width", config.width.to_string()),
+        ("layers", config.layers.to_string()),
+        ("heads (keys and values)", format!("{} ({})", config.heads, config.kv_heads)),
+        ("numbers a head", config.head_dim.to_string()),
+        ("feed-forward width", config.ffn.to_string()),
+        ("context", config.context.to_string()),
+        ("layers with a window", config.windows.iter().flatten().count().to_string()),
+        ("embedding and head tied", yes(config.tied)),
+        ("chat template", yes(matches!(checkpoint.chat_template(), Ok(Some(_))))),
+    ]
+}
+
+fn yes(is: bool) -> String {
+    if is { "yes" } else { "no" }.to_owned()
 }
 
 fn bytes_on_disk(path: &Path) -> u64 {
