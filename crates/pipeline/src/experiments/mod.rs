@@ -62,9 +62,14 @@ pub const ALL: &[&Experiment] = &[
     &constrained::CONSTRAINED,
     &conditional_search::CONDITIONAL_SEARCH,
     &autows::AUTOWS,
+    &diffusion::DIFFUSION_TRAIN,
+    &diffusion::DLLM_POLICIES,
     &diffusion::PARALLELBENCH,
+    &diffusion::PARALLELBENCH_AR,
+    &diffusion::FREEDAVE,
     &diffusion::LEARN2PD,
     &diffusion::ADABLOCK,
+    &diffusion::DIFFUSION_TEXT,
 ];
 
 /// Options that every experiment has.

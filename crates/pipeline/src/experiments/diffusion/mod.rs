@@ -1,21 +1,34 @@
 //! Experiments with masked diffusion.
 
 mod adablock;
+mod contrast;
+mod filters;
+mod freedave;
 mod learn2pd;
 mod parallelbench;
+mod policies;
+mod text;
+mod train;
+mod trained;
 
 use pilotfish_diffusion::ideal::{Ideal, Law};
 use pilotfish_diffusion::parallelbench::{Problem, Task};
 use pilotfish_diffusion::policy::{Factor, LocalLeap, LocalLeapConfig, Policy};
-use pilotfish_diffusion::{Fixed, Score};
-use pilotfish_model::Token;
+use pilotfish_diffusion::{Canvas, Fixed, Score};
+use pilotfish_model::{MaskedModel, Token};
 use serde::{Deserialize, Serialize};
 
 pub(super) use adablock::ADABLOCK;
+pub(super) use contrast::PARALLELBENCH_AR;
+pub(super) use freedave::FREEDAVE;
 pub(super) use learn2pd::LEARN2PD;
 pub(super) use parallelbench::PARALLELBENCH;
+pub(super) use policies::DLLM_POLICIES;
+pub(super) use text::DIFFUSION_TEXT;
+pub(super) use train::DIFFUSION_TRAIN;
 
 use crate::error::Failure;
+use crate::masked::Cached;
 use crate::plots::Point;
 
 /// Noise on the logits of exact models: breaks ties, and nothing else.
@@ -91,9 +104,18 @@ impl Rules {
         Ok((Self { problem: problem.clone(), names }, model))
     }
 
+    /// A problem in the trained model's tokens.
+    fn trained(problem: &Problem) -> Self {
+        Self { problem: problem.clone(), names: trained::names() }
+    }
+
+    /// Tokens as items.
+    fn words(&self, tokens: &[Token]) -> Vec<String> {
+        tokens.iter().filter_map(|&token| self.names.get(token as usize).cloned()).collect()
+    }
+
     fn is_right(&self, tokens: &[Token]) -> bool {
-        let items: Vec<String> =
-            tokens.iter().filter_map(|&token| self.names.get(token as usize).cloned()).collect();
+        let items = self.words(tokens);
         match self.problem.task {
             Task::Shuffle => {
                 let (mut got, mut want) = (items, self.problem.items.clone());
@@ -102,6 +124,49 @@ impl Rules {
                 got == want
             }
             _ => self.problem.is_right(&items),
+        }
+    }
+}
+
+/// Models to decode with: an exact one for each problem, or the trained one for all.
+enum World {
+    Exact,
+    Trained(Box<Cached>),
+}
+
+/// A problem with a model.
+struct Case<'a> {
+    rules: Rules,
+    canvas: Canvas,
+    model: Lent<'a>,
+}
+
+enum Lent<'a> {
+    Own(Box<Ideal>),
+    Shared(&'a mut Cached),
+}
+
+impl Lent<'_> {
+    fn model(&mut self) -> &mut dyn MaskedModel {
+        match self {
+            Self::Own(model) => &mut **model,
+            Self::Shared(model) => *model,
+        }
+    }
+}
+
+impl World {
+    fn case(&mut self, problem: &Problem, seed: u64) -> Result<Case<'_>, Failure> {
+        match self {
+            Self::Exact => {
+                let (rules, model) = Rules::of(problem, seed)?;
+                let canvas = model.canvas();
+                Ok(Case { rules, canvas, model: Lent::Own(Box::new(model)) })
+            }
+            Self::Trained(model) => {
+                let (rules, canvas) = (Rules::trained(problem), trained::canvas(problem)?);
+                Ok(Case { rules, canvas, model: Lent::Shared(model) })
+            }
         }
     }
 }
