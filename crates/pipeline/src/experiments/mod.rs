@@ -15,6 +15,7 @@ mod gate;
 mod judging;
 mod kernels;
 mod label_models;
+mod label_scale;
 mod meta_ranking;
 mod methods;
 mod options;
@@ -52,6 +53,7 @@ pub const ALL: &[&Experiment] = &[
     &rsd_budget::RSD_BUDGET,
     &specdec_threshold::SPECDEC_THRESHOLD,
     &label_models::LABEL_MODELS,
+    &label_scale::LABEL_SCALE,
     &weaver::WEAVER,
     &meta_ranking::META_RANKING,
     &w2s::W2S,
