@@ -11,6 +11,7 @@ mod cache_layout;
 mod conditional_search;
 mod constrained;
 mod diffusion;
+mod dyspec_temperature;
 mod gate;
 mod judging;
 mod kernels;
@@ -26,7 +27,9 @@ mod session;
 mod sparsing_law;
 mod specdec_threshold;
 mod speculative;
+mod superposed;
 mod tasks;
+mod token_recycling_warmup;
 mod toys;
 mod w2s;
 mod weaver;
@@ -49,6 +52,8 @@ pub const ALL: &[&Experiment] = &[
     &cache_layout::CACHE_LAYOUT,
     &kernels::KERNELS,
     &aded_adaptivity::ADED_ADAPTIVITY,
+    &token_recycling_warmup::TOKEN_RECYCLING_WARMUP,
+    &dyspec_temperature::DYSPEC_TEMPERATURE,
     &rsd_budget::RSD_BUDGET,
     &specdec_threshold::SPECDEC_THRESHOLD,
     &label_models::LABEL_MODELS,
@@ -61,6 +66,7 @@ pub const ALL: &[&Experiment] = &[
     &awrs_exactness::AWRS_EXACTNESS,
     &constrained::CONSTRAINED,
     &conditional_search::CONDITIONAL_SEARCH,
+    &superposed::SUPERPOSED,
     &autows::AUTOWS,
     &diffusion::DIFFUSION_TRAIN,
     &diffusion::DLLM_POLICIES,
