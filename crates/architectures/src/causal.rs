@@ -417,7 +417,7 @@ impl CausalNetwork {
         }
     }
 
-    /// Appends layers; marks the residual before and after each. Returns the residual after the last, and all
+    /// Appends layers; marks the residual before and after each and between its two halves. Returns the residual after the last, and all
     /// keys and values of each layer.
     pub fn layers(
         &self,
@@ -472,6 +472,7 @@ impl CausalNetwork {
             y = self.norm(g, y, &at("post_attention_layernorm"))?;
         }
         let x = g.add(x, y)?;
+        g.mark(Mark::Attended(layer), x);
         let before = if around { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
         let h = self.norm(g, x, &at(before))?;
         let gate = self.linear(g, h, &at("mlp.gate_proj"))?;

@@ -9,8 +9,8 @@ use ort::value::Tensor;
 use pilotfish_architectures::{CausalNetwork, Checkpoint, EmbeddingTable};
 use pilotfish_graph::Storage;
 use pilotfish_model::{
-    Capabilities, Capability, CausalModel, Input, LogitForm, Logits, ModelError, ModelInfo, Step, StepOutput,
-    Steps, Tap, TapRows, Token,
+    Capabilities, Capability, CausalModel, Input, LogitForm, Logits, ModelError, ModelInfo, Skip, Step,
+    StepOutput, Steps, Tap, TapRows, Token,
 };
 
 use crate::error::backend;
@@ -122,8 +122,8 @@ impl OnnxCausal {
             head: true,
             taps: taps.into_iter().map(Tap::Residual).chain([Tap::FinalNormed]).collect(),
             cuts,
-            skip: false,
-            hint: "load it with the residual among LoadOptions::export.taps or .cuts".into(),
+            skip: export.skip,
+            hint: "load it with the residual among LoadOptions::export.taps or .cuts, or with .skip".into(),
         };
         let [body, head] = export::costs_of_a_row(network, export.storage)?;
         let info = ModelInfo {
@@ -134,7 +134,7 @@ impl OnnxCausal {
             context: config.context,
             end: config.end.clone(),
             body_bytes: body.weight_bytes,
-            sublayer_bytes: Vec::new(),
+            sublayer_bytes: export::sublayer_bytes(network, export.storage)?,
             head_bytes: head.weight_bytes,
             body_macs: body.multiply_adds,
             head_macs: head.multiply_adds,
@@ -260,6 +260,7 @@ impl Stack {
     fn forward(
         &mut self,
         step: &Step<'_>,
+        skip: &Skip,
         segments: Range<usize>,
         normed: bool,
     ) -> Result<(Option<Vec<f32>>, Vec<TapRows>), ModelError> {
@@ -302,7 +303,7 @@ impl Stack {
             }
             let names: Vec<&str> = wanted.iter().map(|(_, name)| name.as_str()).collect();
             let mut next = None;
-            let ran = segment.append(&x, rows, step.parents, &names, |at, values| {
+            let ran = segment.append(&x, rows, step.parents, skip, &names, |at, values| {
                 let (tap, _) = wanted[at];
                 if tap == Tap::FinalNormed {
                     last = Some(values.to_vec());
@@ -350,7 +351,7 @@ impl Steps for Stack {
                 hint: format!("layers {layers:?} read the residual stream, not ids: give vectors"),
             });
         }
-        let (_, taps) = self.forward(step, active, false)?;
+        let (_, taps) = self.forward(step, &Skip::default(), active, false)?;
         Ok(StepOutput { logits: Logits::none(self.embedding.tensor.row_count()), taps })
     }
 
@@ -371,11 +372,27 @@ impl Steps for OnnxCausal {
     }
 
     fn step(&mut self, step: &Step<'_>) -> Result<StepOutput, ModelError> {
+        self.advance(step, &Skip::default())
+    }
+
+    fn keep(&mut self, from: usize, rows: &[usize]) -> Result<(), ModelError> {
+        self.stack.keep_in(0..self.stack.segments.len(), from, rows)
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<(), ModelError> {
+        self.stack.truncate_in(0..self.stack.segments.len(), len)
+    }
+}
+
+impl OnnxCausal {
+    /// A step over the whole model.
+    fn advance(&mut self, step: &Step<'_>, skip: &Skip) -> Result<StepOutput, ModelError> {
         step.check(&self.info)?;
+        skip.check(self.info.layers)?;
         let wanted = step.wanted();
         let all = 0..self.stack.segments.len();
         let before = self.stack.rows(&all)?;
-        let (normed, taps) = self.stack.forward(step, all, !wanted.is_empty())?;
+        let (normed, taps) = self.stack.forward(step, skip, all, !wanted.is_empty())?;
         let logits = match normed {
             Some(normed) if !wanted.is_empty() => {
                 let width = self.info.width;
@@ -396,19 +413,16 @@ impl Steps for OnnxCausal {
         };
         Ok(StepOutput { logits, taps })
     }
-
-    fn keep(&mut self, from: usize, rows: &[usize]) -> Result<(), ModelError> {
-        self.stack.keep_in(0..self.stack.segments.len(), from, rows)
-    }
-
-    fn truncate(&mut self, len: usize) -> Result<(), ModelError> {
-        self.stack.truncate_in(0..self.stack.segments.len(), len)
-    }
 }
 
 impl CausalModel for OnnxCausal {
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn step_without(&mut self, step: &Step<'_>, skip: &Skip) -> Result<StepOutput, ModelError> {
+        self.info.require(Capability::Skip)?;
+        self.advance(step, skip)
     }
 
     fn embed(&mut self, ids: &[Token]) -> Result<Vec<f32>, ModelError> {
@@ -483,6 +497,12 @@ impl LoadOptions {
     /// Options with matrices multiplied by these kernels.
     pub fn products(mut self, products: Products) -> Self {
         self.export.products = products;
+        self
+    }
+
+    /// Options with steps that can leave out attentions and MLPs, or without.
+    pub fn skip(mut self, skip: bool) -> Self {
+        self.export.skip = skip;
         self
     }
 

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use fs4::fs_std::FileExt;
 use pilotfish_architectures::{BodyOptions, CausalNetwork, Checkpoint};
 use pilotfish_graph::cost::{Cost, cost};
-use pilotfish_graph::onnx::{self, Lowering};
-use pilotfish_graph::{Graph, Node, Op, Storage, passes};
+use pilotfish_graph::onnx::{self, Lowering, Switch};
+use pilotfish_graph::{Graph, Mark, Node, Op, Storage, passes};
 use sha2::{Digest, Sha256};
 
 use crate::home::Home;
@@ -33,6 +33,9 @@ pub struct ExportOptions {
     pub fused: bool,
     /// Whose kernels multiply matrices.
     pub products: Products,
+    /// Whether steps can leave out attentions and MLPs, at no cost for what is left out. Each then is a branch of its
+    /// own, which costs a step that leaves nothing out some hundredths of its time.
+    pub skip: bool,
 }
 
 impl Default for ExportOptions {
@@ -43,6 +46,7 @@ impl Default for ExportOptions {
             cuts: Vec::new(),
             fused: true,
             products: Products::Ort,
+            skip: false,
         }
     }
 }
@@ -151,11 +155,12 @@ pub(crate) fn write(
     let exported = Exported { folder: folder.into(), choices: plan(network, options, planner)? };
     for range in options.segments(layers) {
         let graph = planner.lower(&body(network, options, &range)?)?;
-        put(&graph, network, options, &exported.body(&range))?;
+        let switches = if options.skip { switches(&range) } else { Vec::new() };
+        put(&graph, network, options, &switches, &exported.body(&range))?;
     }
     let head = planner.lower(&head(network, options)?)?;
-    put(&head, network, options, &exported.head())?;
-    put(&network.final_norm_graph()?, network, options, &exported.final_norm())?;
+    put(&head, network, options, &[], &exported.head())?;
+    put(&network.final_norm_graph()?, network, options, &[], &exported.final_norm())?;
     Ok(exported)
 }
 
@@ -171,6 +176,18 @@ fn plan(
     }
     choices.extend(planner.choices(&head(network, options)?)?);
     Ok(choices)
+}
+
+/// Two switches a layer: its attention, whose keys and values then stay as they are, and its MLP.
+fn switches(layers: &Range<usize>) -> Vec<Switch> {
+    let of = |layer: usize| {
+        let carried =
+            ["key", "value"].map(|kind| (format!("{kind}.{layer}"), format!("past_{kind}.{layer}")));
+        let (from, to) = (Mark::Residual(layer), Mark::Attended(layer));
+        let mlp = Switch { from: to, to: Mark::Residual(layer + 1), carried: Vec::new() };
+        [Switch { from, to, carried: carried.into() }, mlp]
+    };
+    layers.clone().flat_map(of).collect()
 }
 
 /// Layers as they are stored. One long product streams memory better than three short ones.
@@ -204,12 +221,30 @@ pub(crate) fn costs_of_a_row(network: &CausalNetwork, storage: Storage) -> Resul
     Ok(costs)
 }
 
-fn put(graph: &Graph, network: &CausalNetwork, options: &ExportOptions, path: &Path) -> Result<()> {
+/// Bytes of weights of each layer's attention and of its MLP, norms included.
+pub(crate) fn sublayer_bytes(network: &CausalNetwork, storage: Storage) -> Result<Vec<[u64; 2]>> {
+    let layers = network.config().layers;
+    let graph = stored(&network.body(0..layers, &BodyOptions::default())?, storage)?;
+    let priced = cost(&graph, &[("T", 1), ("L", 0)])?;
+    let of = |wanted| {
+        let part = priced.parts.iter().find(|(mark, _)| *mark == Some(wanted));
+        part.map_or(0, |(_, cost)| cost.weight_bytes)
+    };
+    Ok((0..layers).map(|layer| [of(Mark::Attended(layer)), of(Mark::Residual(layer + 1))]).collect())
+}
+
+fn put(
+    graph: &Graph,
+    network: &CausalNetwork,
+    options: &ExportOptions,
+    switches: &[Switch],
+    path: &Path,
+) -> Result<()> {
     let lowering = match options.fused {
         true => Lowering::Fused { positions: network.config().context },
         false => Lowering::Standard,
     };
-    Ok(onnx::write(graph, lowering, path)?)
+    Ok(onnx::write_switched(graph, lowering, switches, path)?)
 }
 
 /// A folder name from everything the files depend on.
