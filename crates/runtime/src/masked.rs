@@ -180,12 +180,7 @@ impl OnnxMasked {
 
     /// Runs rows of texts over kept keys and values of the positions `kept`. States of each text, and all keys and
     /// values of the first, kept ones first.
-    fn over(
-        &mut self,
-        texts: &[&[Token]],
-        rows: Range<usize>,
-        kept: &[usize],
-    ) -> Result<Over, ModelError> {
+    fn over(&mut self, texts: &[&[Token]], rows: Range<usize>, kept: &[usize]) -> Result<Over, ModelError> {
         let MaskedShape { width, layers, kv_heads, head_dim, .. } = self.shape.clone();
         let (batch, count, past) = (texts.len(), rows.len(), kept.len());
         let mut inputs: Vec<(String, SessionInputValue<'_>)> = shared(texts, rows, past)?;

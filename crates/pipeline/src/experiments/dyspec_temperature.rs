@@ -338,7 +338,7 @@ fn real(
 ) -> Result<String, Failure> {
     let options = context.options();
     let passages: usize = options.get("passages")?;
-    let mut session = Session::with_products(context, Products::Pilotfish)?;
+    let mut session = Session::open_with(context, |load| load.products(Products::Pilotfish))?;
     let storage = width_cost::storage(options.text("draft")?)?;
     let load = session.load.clone().storage(storage);
     // Passages of the novel, far from each other, as long as those of the paper.

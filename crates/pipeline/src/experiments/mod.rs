@@ -28,6 +28,7 @@ mod sparsing_law;
 mod specdec_threshold;
 mod speculative;
 mod superposed;
+mod swift_search;
 mod tasks;
 mod token_recycling_warmup;
 mod toys;
@@ -56,6 +57,7 @@ pub const ALL: &[&Experiment] = &[
     &dyspec_temperature::DYSPEC_TEMPERATURE,
     &rsd_budget::RSD_BUDGET,
     &specdec_threshold::SPECDEC_THRESHOLD,
+    &swift_search::SWIFT_SEARCH,
     &label_models::LABEL_MODELS,
     &weaver::WEAVER,
     &meta_ranking::META_RANKING,

@@ -9,7 +9,7 @@ use pilotfish_decoding::{Generation, RoundRecord};
 use pilotfish_evaluation::prompts::{self, Prompt};
 use pilotfish_evaluation::{Comparison, Effect, PairedConfig};
 use pilotfish_model::{CausalModel, Ledger, Phase, Token};
-use pilotfish_runtime::{LoadOptions, OnnxCausal, Products};
+use pilotfish_runtime::{LoadOptions, OnnxCausal};
 use serde::{Deserialize, Serialize};
 
 use super::{Choice, Context, width_cost};
@@ -34,15 +34,17 @@ pub(super) struct Session {
 impl Session {
     /// The model of the options `model`, `storage` and `threads`.
     pub(super) fn open(context: &Context) -> Result<Self, Failure> {
-        Self::with_products(context, Products::default())
+        Self::open_with(context, |load| load)
     }
 
-    /// The same with a choice of kernels.
-    pub(super) fn with_products(context: &Context, products: Products) -> Result<Self, Failure> {
+    /// The same, with further options of loading.
+    pub(super) fn open_with(
+        context: &Context,
+        further: impl FnOnce(LoadOptions) -> LoadOptions,
+    ) -> Result<Self, Failure> {
         let options = context.options();
         let storage = width_cost::storage(options.text("storage")?)?;
-        let load =
-            LoadOptions::default().storage(storage).products(products).threads(options.get("threads")?);
+        let load = further(LoadOptions::default().storage(storage).threads(options.get("threads")?));
         let checkpoint = width_cost::checkpoint(context, options.text("model")?)?;
         let (tokenizer, template) = (checkpoint.tokenizer()?, checkpoint.chat_template()?);
         let model = OnnxCausal::from_checkpoint(&checkpoint, &load)?;

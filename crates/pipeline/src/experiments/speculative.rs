@@ -134,11 +134,11 @@ fn run(context: &Context) -> Outcome {
         Decoder::new(&mut session.model, &mut Nothing, &mut GreedyTree, limits)?.generate(&ids)?;
         Ok::<_, Failure>(())
     })?;
-    let vocab = session.model.info().vocab;
     let mut made = Vec::new();
     for (index, name) in names.iter().enumerate() {
         let streams = streams.fork(1000 + index as u64);
-        let ground = Ground { checkpoint: &session.checkpoint, load: &session.load, vocab, streams };
+        let (checkpoint, load, info) = (&session.checkpoint, &session.load, session.model.info());
+        let ground = Ground { home: context.home(), checkpoint, load, info, sampler, streams };
         made.push(methods::make(name, &ground, &curve)?);
     }
     let mut records: Vec<Record> = Vec::new();
@@ -208,6 +208,10 @@ fn decode(
     ids: &[Token],
 ) -> Result<Side, Failure> {
     let drafter: &mut dyn Drafter = made.drafter.as_mut();
+    let model: &mut dyn CausalModel = match &mut made.target {
+        Some(own) => own,
+        None => model,
+    };
     let mut verifier = lossless(sampler, drafter.drawn(), streams);
     let decoder = Decoder::new(model, drafter, verifier.as_mut(), limits.clone())?;
     let policy: Option<&mut dyn Policy> = match &mut made.policy {
@@ -398,6 +402,13 @@ fn notes(
             .into(),
         "Drafters that learn keep what they learnt from prompt to prompt, and so do policies.".into(),
     ];
+    if made.iter().any(|method| method.target.is_some()) {
+        notes.push(
+            "SWIFT decodes with a copy of the target whose attentions and MLPs are branches, so that what that costs is its \
+             own to bear."
+                .into(),
+        );
+    }
     if resumed {
         notes.push("The run was resumed: what drafters and policies had learnt before was lost then.".into());
     }

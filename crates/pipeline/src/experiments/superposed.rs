@@ -284,7 +284,7 @@ fn real(context: &Context, run: &mut Run, streams: Streams) -> Result<Real, Fail
     let (drafts, tokens): (usize, usize) = (options.get("drafts")?, options.get("tokens")?);
     let prefix: usize = options.get("prefix")?;
     let (count, tuning): (usize, usize) = (options.get("prefixes")?, options.get("tuning")?);
-    let mut session = Session::with_products(context, Products::Pilotfish)?;
+    let mut session = Session::open_with(context, |load| load.products(Products::Pilotfish))?;
     let tokenizer = session.checkpoint.tokenizer()?;
     let (known, new) =
         (tokenizer.encode(texts::PERSUASION, false)?, tokenizer.encode(texts::NORTHANGER_ABBEY, false)?);

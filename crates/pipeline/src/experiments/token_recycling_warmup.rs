@@ -245,7 +245,7 @@ fn real(context: &Context, run: &mut Run, sizes: &[usize], streams: Streams) -> 
     let options = context.options();
     let [stream, rest] = real_prompts(context, options.get("prompts")?)?;
     // Rows of our kernels do not depend on how many are computed together, so outputs can be held equal.
-    let mut session = Session::with_products(context, Products::Pilotfish)?;
+    let mut session = Session::open_with(context, |load| load.products(Products::Pilotfish))?;
     let encode = |prompts: &[Prompt]| -> Result<Vec<Vec<Token>>, Failure> {
         prompts.iter().map(|prompt| session.encode(prompt)).collect()
     };
