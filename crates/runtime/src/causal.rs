@@ -14,7 +14,7 @@ use pilotfish_model::{
 };
 
 use crate::error::backend;
-use crate::export::{self, ExportOptions, Exported};
+use crate::export::{self, ExportOptions, Exported, GraphPass};
 use crate::planner::{Planner, ProductChoice};
 use crate::products::{Products, product_operators};
 use crate::segment::{Segment, Sizes};
@@ -125,7 +125,7 @@ impl OnnxCausal {
             skip: export.skip,
             hint: "load it with the residual among LoadOptions::export.taps or .cuts, or with .skip".into(),
         };
-        let [body, head] = export::costs_of_a_row(network, export.storage)?;
+        let [body, head] = export::costs_of_a_row(network, export)?;
         let info = ModelInfo {
             name: format!("{name} ({}, {})", export.storage, session.device),
             vocab: config.vocab,
@@ -503,6 +503,12 @@ impl LoadOptions {
     /// Options with steps that can leave out attentions and MLPs, or without.
     pub fn skip(mut self, skip: bool) -> Self {
         self.export.skip = skip;
+        self
+    }
+
+    /// Options with the layers changed this way on their way out.
+    pub fn pass(mut self, pass: GraphPass) -> Self {
+        self.export.pass = Some(pass);
         self
     }
 

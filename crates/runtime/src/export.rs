@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fs4::fs_std::FileExt;
 use pilotfish_architectures::{BodyOptions, CausalNetwork, Checkpoint};
@@ -17,7 +18,57 @@ use crate::products::Products;
 use crate::{Device, Result, RuntimeError};
 
 /// Raised whenever what is written changes.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
+
+/// A change of a network's layers on their way out, such as a plan of sparsity.
+#[derive(Clone)]
+pub struct GraphPass {
+    name: String,
+    change: Arc<Change>,
+}
+
+type Change = dyn Fn(&Graph) -> Result<Graph, Box<dyn std::error::Error + Send + Sync>> + Send + Sync;
+
+impl GraphPass {
+    /// A change and its name. Exports are kept by the name, so two that differ in what they do must differ in it: end it in
+    /// a digest. It sees every range of layers between cuts, whole, before linear layers are joined.
+    pub fn new(
+        name: impl Into<String>,
+        change: impl Fn(&Graph) -> Result<Graph, Box<dyn std::error::Error + Send + Sync>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { name: name.into(), change: Arc::new(change) }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn apply(&self, graph: &Graph) -> Result<Graph> {
+        (self.change)(graph)
+            .map_err(|error| RuntimeError::Pass { name: self.name.clone(), why: error.to_string() })
+    }
+}
+
+impl PartialEq for GraphPass {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for GraphPass {}
+
+impl std::fmt::Debug for GraphPass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GraphPass({})", self.name)
+    }
+}
+
+impl serde::Serialize for GraphPass {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.name)
+    }
+}
 
 /// How a network is written.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -36,6 +87,8 @@ pub struct ExportOptions {
     /// Whether steps can leave out attentions and MLPs, at no cost for what is left out. Each then is a branch of its
     /// own, which costs a step that leaves nothing out some hundredths of its time.
     pub skip: bool,
+    /// What is done to the layers once they are stored.
+    pub pass: Option<GraphPass>,
 }
 
 impl Default for ExportOptions {
@@ -47,6 +100,7 @@ impl Default for ExportOptions {
             fused: true,
             products: Products::Ort,
             skip: false,
+            pass: None,
         }
     }
 }
@@ -193,8 +247,9 @@ fn switches(layers: &Range<usize>) -> Vec<Switch> {
 /// Layers as they are stored. One long product streams memory better than three short ones.
 fn body(network: &CausalNetwork, options: &ExportOptions, layers: &Range<usize>) -> Result<Graph> {
     let body_options = BodyOptions { taps: options.taps.clone(), ..BodyOptions::default() };
-    let graph = network.body(layers.clone(), &body_options)?;
-    Ok(passes::merge_linears(&stored(&graph, options.storage)?)?)
+    let graph = stored(&network.body(layers.clone(), &body_options)?, options.storage)?;
+    let graph = options.pass.as_ref().map_or(Ok(graph.clone()), |pass| pass.apply(&graph))?;
+    Ok(passes::merge_linears(&graph)?)
 }
 
 fn head(network: &CausalNetwork, options: &ExportOptions) -> Result<Graph> {
@@ -209,12 +264,12 @@ fn stored(graph: &Graph, storage: Storage) -> Result<Graph> {
 }
 
 /// What one row costs in the body and in the head, attention over the cache excluded.
-pub(crate) fn costs_of_a_row(network: &CausalNetwork, storage: Storage) -> Result<[Cost; 2]> {
-    let body = network.body(0..network.config().layers, &BodyOptions::default())?;
+pub(crate) fn costs_of_a_row(network: &CausalNetwork, options: &ExportOptions) -> Result<[Cost; 2]> {
     let mut costs = [Cost::default(); 2];
-    for (graph, sum) in [body, network.head_graph()?].iter().zip(&mut costs) {
-        let graph = stored(graph, storage)?;
-        let priced = cost(&graph, &[("T", 1), ("L", 0), ("R", 1)])?;
+    let all =
+        body(network, &ExportOptions { taps: vec![], ..options.clone() }, &(0..network.config().layers))?;
+    for (graph, sum) in [all, head(network, options)?].iter().zip(&mut costs) {
+        let priced = cost(graph, &[("T", 1), ("L", 0), ("R", 1)])?;
         let counted = |node: &&Node| !matches!(node.op, Op::Attention { .. });
         graph.nodes().iter().zip(priced.nodes).filter(|(node, _)| counted(node)).for_each(|(_, c)| *sum += c);
     }
