@@ -24,6 +24,7 @@ mod prune;
 mod quickstart;
 mod rsd_budget;
 mod session;
+mod sparse_speed;
 mod sparsing_law;
 mod specdec_threshold;
 mod speculative;
@@ -65,6 +66,7 @@ pub const ALL: &[&Experiment] = &[
     &prune::PRUNE,
     &gate::GATE,
     &sparsing_law::SPARSING_LAW,
+    &sparse_speed::SPARSE_SPEED,
     &awrs_exactness::AWRS_EXACTNESS,
     &constrained::CONSTRAINED,
     &conditional_search::CONDITIONAL_SEARCH,

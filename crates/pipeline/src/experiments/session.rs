@@ -47,7 +47,7 @@ impl Session {
         let load = further(LoadOptions::default().storage(storage).threads(options.get("threads")?));
         let checkpoint = width_cost::checkpoint(context, options.text("model")?)?;
         let (tokenizer, template) = (checkpoint.tokenizer()?, checkpoint.chat_template()?);
-        let model = OnnxCausal::from_checkpoint(&checkpoint, &load)?;
+        let model = crate::sparse::open(&checkpoint, &load)?;
         Ok(Self { checkpoint, model, load, tokenizer, template })
     }
 
