@@ -7,21 +7,29 @@
 mod aded_adaptivity;
 mod autows;
 mod awrs_exactness;
+mod beyond_accuracy;
 mod cache_layout;
 mod conditional_search;
 mod constrained;
+mod debate;
+mod deception;
+mod delta_learning;
 mod diffusion;
 mod dyspec_temperature;
+mod features;
 mod gate;
 mod judging;
 mod kernels;
 mod label_models;
 mod meta_ranking;
 mod methods;
+mod newsgroups;
 mod options;
 mod page;
+mod probe;
 mod prune;
 mod quickstart;
+mod reasoning;
 mod rsd_budget;
 mod session;
 mod sparse_speed;
@@ -32,6 +40,7 @@ mod superposed;
 mod swift_search;
 mod tasks;
 mod token_recycling_warmup;
+mod tiny;
 mod toys;
 mod w2s;
 mod weaver;
@@ -63,6 +72,11 @@ pub const ALL: &[&Experiment] = &[
     &weaver::WEAVER,
     &meta_ranking::META_RANKING,
     &w2s::W2S,
+    &reasoning::W2S_REASONING,
+    &deception::W2S_DECEPTION,
+    &debate::W2S_DEBATE,
+    &beyond_accuracy::BEYOND_ACCURACY,
+    &delta_learning::DELTA_LEARNING,
     &prune::PRUNE,
     &gate::GATE,
     &sparsing_law::SPARSING_LAW,
