@@ -1,6 +1,6 @@
 //! What a process that decodes holds in memory.
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use pilotfish_architectures::Checkpoint;
 use pilotfish_model::{CausalModel, Skip, Step, Steps};

@@ -7,7 +7,7 @@ use pilotfish_decoding::drafters::{
     TokenRecycling, TrigramConfig, Trigrams,
 };
 use pilotfish_decoding::{CostAware, CostAwareConfig, DecodingError, Drafter, Nothing, Policy, WidthCurve};
-use pilotfish_graph::Storage;
+use pilotfish_graph::{Kept, Storage};
 use pilotfish_model::sampling::{Sampler, Warpers};
 use pilotfish_model::{Capability, ModelError, ModelInfo, Step, Steps, Streams};
 use pilotfish_runtime::home::Home;
@@ -28,7 +28,7 @@ pub(super) struct Ground<'a> {
 }
 
 /// The pattern of the sparse copy.
-const PATTERN: Storage = Storage::Sparse { keep: 2, group: 4 };
+const PATTERN: Storage = Storage::Sparse { keep: 2, group: 4, kept: Kept::F32 };
 
 impl Ground<'_> {
     /// A copy of the target with matrices of four bits, to draft for it.

@@ -524,7 +524,9 @@ fn report_real(real: &Real, page: &mut Page) -> Result<(), Failure> {
     );
     let nucleus_one: Vec<f64> = per(4, &|d| d.nats[0]);
     let nucleus_best: Vec<f64> = per(4, &Drafts::best);
-    let pairs: [(&str, Vec<f64>, &str, &[f64], &str); 5] = [
+    // What, its values, against what, its values, passes.
+    type Pair<'a> = (&'a str, Vec<f64>, &'a str, &'a [f64], &'a str);
+    let pairs: [Pair<'_>; 5] = [
         ("best superposed draft", per(0, &Drafts::best), "one nucleus sample", &nucleus_one, "as many"),
         ("all superposed drafts", per(0, &|d| mean(&d.nats)), "one nucleus sample", &nucleus_one, "as many"),
         ("best superposed draft", per(0, &Drafts::best), "best nucleus sample", &nucleus_best, "a third"),
