@@ -89,11 +89,9 @@ pub const ALL: &[&Experiment] = &[
     &diffusion::DIFFUSION_TRAIN,
     &diffusion::DLLM_POLICIES,
     &diffusion::PARALLELBENCH,
-    &diffusion::PARALLELBENCH_AR,
     &diffusion::FREEDAVE,
     &diffusion::LEARN2PD,
     &diffusion::ADABLOCK,
-    &diffusion::DIFFUSION_TEXT,
 ];
 
 /// Options that every experiment has.

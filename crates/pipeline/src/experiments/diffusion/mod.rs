@@ -1,13 +1,11 @@
 //! Experiments with masked diffusion.
 
 mod adablock;
-mod contrast;
 mod filters;
 mod freedave;
 mod learn2pd;
 mod parallelbench;
 mod policies;
-mod text;
 mod train;
 mod trained;
 
@@ -19,12 +17,10 @@ use pilotfish_model::{MaskedModel, Token};
 use serde::{Deserialize, Serialize};
 
 pub(super) use adablock::ADABLOCK;
-pub(super) use contrast::PARALLELBENCH_AR;
 pub(super) use freedave::FREEDAVE;
 pub(super) use learn2pd::LEARN2PD;
 pub(super) use parallelbench::PARALLELBENCH;
 pub(super) use policies::DLLM_POLICIES;
-pub(super) use text::DIFFUSION_TEXT;
 pub(super) use train::DIFFUSION_TRAIN;
 
 use crate::error::Failure;
