@@ -169,20 +169,21 @@ mod tests {
         assert_eq!(cold, 100);
     }
 
-    /// A network that was taught "a" to "ba." says so, whatever else is in its batch, and the same again when drawn.
+    /// A network says what it was taught, whatever else is in its batch, and the same again when drawn. Without
+    /// positions of their own, texts of one letter differ in nothing but length, which it could not tell.
     #[test]
     fn what_was_learnt_is_said() {
         let rows: Vec<(String, String)> =
-            [("a", "ba."), ("b", "a."), ("bb", "b.")].map(|(p, r)| (p.into(), r.into())).to_vec();
-        let graph = network(LETTERS, 16, 1, 1).unwrap();
+            [("a", "."), ("b", "ab."), ("ab", "b.")].map(|(p, r)| (p.into(), r.into())).to_vec();
+        let graph = network(LETTERS, 16, 2, 1).unwrap();
         let task = responses(LETTERS, &rows).unwrap();
         assert_eq!(task.prompts, [1, 1, 2]);
-        let graph = train(&graph, &task, settings(150, 3, 2e-2, 1)).unwrap();
+        let graph = train(&graph, &task, settings(300, 3, 1e-2, 1)).unwrap();
         let net = net(&graph).unwrap();
         let prompts: Vec<String> = rows.iter().map(|row| row.0.clone()).collect();
         let want: Vec<String> = rows.iter().map(|row| row.1.clone()).collect();
         assert_eq!(complete(&net, LETTERS, &prompts, 5, None).unwrap(), want);
-        assert_eq!(complete(&net, LETTERS, &prompts, 1, None).unwrap(), ["b", "a", "b"]);
+        assert_eq!(complete(&net, LETTERS, &prompts, 1, None).unwrap(), [".", "a", "b"]);
         let drawn = |seed| complete(&net, LETTERS, &prompts, 5, Some((3.0, Streams::new(seed)))).unwrap();
         assert_eq!(drawn(1), drawn(1));
         assert!((2..8).any(|seed| drawn(seed) != drawn(1)));
