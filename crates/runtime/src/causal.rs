@@ -14,7 +14,7 @@ use pilotfish_model::{
 };
 
 use crate::error::backend;
-use crate::export::{self, ExportOptions, Exported, GraphPass};
+use crate::export::{self, ExportOptions, Exported, GraphPass, RowCosts};
 use crate::planner::{Planner, ProductChoice};
 use crate::products::{Products, product_operators};
 use crate::segment::{Segment, Sizes};
@@ -125,7 +125,7 @@ impl OnnxCausal {
             skip: export.skip,
             hint: "load it with the residual among LoadOptions::export.taps or .cuts, or with .skip".into(),
         };
-        let [body, head] = export::costs_of_a_row(network, export)?;
+        let RowCosts { body, head, sublayer_bytes } = export::costs_of_a_row(network, export)?;
         let info = ModelInfo {
             name: format!("{name} ({}, {})", export.storage, session.device),
             vocab: config.vocab,
@@ -134,7 +134,7 @@ impl OnnxCausal {
             context: config.context,
             end: config.end.clone(),
             body_bytes: body.weight_bytes,
-            sublayer_bytes: export::sublayer_bytes(network, export.storage)?,
+            sublayer_bytes,
             head_bytes: head.weight_bytes,
             body_macs: body.multiply_adds,
             head_macs: head.multiply_adds,

@@ -248,7 +248,10 @@ fn switches(layers: &Range<usize>) -> Vec<Switch> {
 fn body(network: &CausalNetwork, options: &ExportOptions, layers: &Range<usize>) -> Result<Graph> {
     let body_options = BodyOptions { taps: options.taps.clone(), ..BodyOptions::default() };
     let graph = stored(&network.body(layers.clone(), &body_options)?, options.storage)?;
-    let graph = options.pass.as_ref().map_or(Ok(graph.clone()), |pass| pass.apply(&graph))?;
+    let graph = match &options.pass {
+        Some(pass) => pass.apply(&graph)?,
+        None => graph,
+    };
     Ok(passes::merge_linears(&graph)?)
 }
 
@@ -263,29 +266,36 @@ fn stored(graph: &Graph, storage: Storage) -> Result<Graph> {
     }
 }
 
-/// What one row costs in the body and in the head, attention over the cache excluded.
-pub(crate) fn costs_of_a_row(network: &CausalNetwork, options: &ExportOptions) -> Result<[Cost; 2]> {
-    let mut costs = [Cost::default(); 2];
-    let all =
-        body(network, &ExportOptions { taps: vec![], ..options.clone() }, &(0..network.config().layers))?;
-    for (graph, sum) in [all, head(network, options)?].iter().zip(&mut costs) {
-        let priced = cost(graph, &[("T", 1), ("L", 0), ("R", 1)])?;
-        let counted = |node: &&Node| !matches!(node.op, Op::Attention { .. });
-        graph.nodes().iter().zip(priced.nodes).filter(|(node, _)| counted(node)).for_each(|(_, c)| *sum += c);
-    }
-    Ok(costs)
+/// What one row costs.
+pub(crate) struct RowCosts {
+    /// In all layers, attention over the cache excluded.
+    pub(crate) body: Cost,
+    /// In the head.
+    pub(crate) head: Cost,
+    /// Bytes of weights of each layer's attention and of its MLP, norms included.
+    pub(crate) sublayer_bytes: Vec<[u64; 2]>,
 }
 
-/// Bytes of weights of each layer's attention and of its MLP, norms included.
-pub(crate) fn sublayer_bytes(network: &CausalNetwork, storage: Storage) -> Result<Vec<[u64; 2]>> {
+/// Prices a network as it is written.
+pub(crate) fn costs_of_a_row(network: &CausalNetwork, options: &ExportOptions) -> Result<RowCosts> {
     let layers = network.config().layers;
-    let graph = stored(&network.body(0..layers, &BodyOptions::default())?, storage)?;
-    let priced = cost(&graph, &[("T", 1), ("L", 0)])?;
+    let all = body(network, &ExportOptions { taps: vec![], ..options.clone() }, &(0..layers))?;
+    let priced = |graph: &Graph| cost(graph, &[("T", 1), ("L", 0), ("R", 1)]);
+    let sum = |graph: &Graph, nodes: &[Cost]| {
+        let counted = |node: &&Node| !matches!(node.op, Op::Attention { .. });
+        let mut sum = Cost::default();
+        graph.nodes().iter().zip(nodes).filter(|(node, _)| counted(node)).for_each(|(_, &c)| sum += c);
+        sum
+    };
+    let costs = priced(&all)?;
     let of = |wanted| {
-        let part = priced.parts.iter().find(|(mark, _)| *mark == Some(wanted));
+        let part = costs.parts.iter().find(|(mark, _)| *mark == Some(wanted));
         part.map_or(0, |(_, cost)| cost.weight_bytes)
     };
-    Ok((0..layers).map(|layer| [of(Mark::Attended(layer)), of(Mark::Residual(layer + 1))]).collect())
+    let sublayer_bytes =
+        (0..layers).map(|layer| [of(Mark::Attended(layer)), of(Mark::Residual(layer + 1))]).collect();
+    let head = head(network, options)?;
+    Ok(RowCosts { body: sum(&all, &costs.nodes), head: sum(&head, &priced(&head)?.nodes), sublayer_bytes })
 }
 
 fn put(
