@@ -18,7 +18,7 @@ use rand::seq::SliceRandom;
 use serde_json::Value as Json;
 
 use super::features::{components, tf_idf};
-use super::page::{Began, Page, mean_with_interval};
+use super::page::{Began, Page, bracketed, mean_with_interval};
 use super::probe::{Grown, Probe};
 use super::session::THREADS;
 use super::tiny::{self, Letters};
@@ -335,10 +335,7 @@ fn generations(all: &[Vec<Generations>]) -> Result<Table, Failure> {
         for pick in picks {
             let (value, interval) =
                 mean_with_interval(&all.iter().map(|of| pick(&of[at])).collect::<Vec<_>>())?;
-            row.push(match interval {
-                Some(interval) => format!("{value:.3} [{:.3}, {:.3}]", interval.low, interval.high),
-                None => format!("{value:.3}"),
-            });
+            row.push(bracketed(value, interval));
         }
         table.row(row);
     }

@@ -141,6 +141,7 @@ impl Watch {
 }
 
 /// Where drafts come from, and what decodes them.
+#[derive(Clone)]
 struct Ground<'a> {
     prompts: &'a [Vec<Token>],
     limits: Limits,
@@ -283,13 +284,7 @@ fn toy(run: &mut Run, context: &Context, streams: Streams, lines: &mut Vec<Line>
             let sampler = Warpers::temperature(temperature).check()?;
             let ground =
                 Ground { prompts: &prompts, limits: limits.clone(), sampler, draft_sampler, streams };
-            let held = Ground {
-                prompts: &others,
-                limits: limits.clone(),
-                sampler,
-                draft_sampler,
-                streams: streams.fork(7),
-            };
+            let held = Ground { prompts: &others, streams: streams.fork(7), ..ground.clone() };
             let name = |what: &str| format!("{world}, temperature {temperature}, {what}");
             let decode = |ground: &Ground<'_>, way: &Way, nodes: usize| {
                 ground.decode(&mut target.clone(), Box::new(draft.clone()), way, nodes)
@@ -354,13 +349,7 @@ fn real(
     for temperature in [0.0, 0.6] {
         let sampler = Warpers::temperature(temperature).check()?;
         let ground = Ground { prompts: &prompts, limits: limits.clone(), sampler, draft_sampler, streams };
-        let held = Ground {
-            prompts: &others,
-            limits: limits.clone(),
-            sampler,
-            draft_sampler,
-            streams: streams.fork(7),
-        };
+        let held = Ground { prompts: &others, streams: streams.fork(7), ..ground.clone() };
         let target = &mut session.model;
         let checkpoint = &session.checkpoint;
         // A draft model goes with its drafter; the next one is opened when a step needs it.

@@ -548,9 +548,7 @@ fn report_real(real: &Real, page: &mut Page) -> Result<(), Failure> {
     let mut main = Vec::new();
     for (a, left, b, right, passes) in &pairs {
         let found = compare(left, right, &PairedConfig::default())?;
-        let bounds =
-            found.difference.interval.map_or(String::new(), |i| format!(" [{:+.3}, {:+.3}]", i.low, i.high));
-        let text = format!("{:+.3}{bounds}", found.difference.value);
+        let text = page::difference(&found.difference);
         main.push(text.clone());
         paired.row([(*a).to_owned(), (*b).to_owned(), (*passes).to_owned(), text]);
     }

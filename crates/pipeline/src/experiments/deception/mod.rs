@@ -12,7 +12,7 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::page::{Began, Page, lines, mean, mean_with_interval};
+use super::page::{Began, Page, bracketed, lines, mean, mean_with_interval};
 use super::session::THREADS;
 use super::{Choice, Context, Experiment, Outcome, newsgroups};
 use crate::error::Failure;
@@ -307,10 +307,7 @@ fn cells(world: &World, rows: &[Row], pace: Pace, seed: u64) -> Result<Vec<Cell>
 fn shown(values: &[Option<f64>]) -> Result<String, Failure> {
     let Some(values) = values.iter().copied().collect::<Option<Vec<f64>>>() else { return Ok("-".into()) };
     let (value, interval) = mean_with_interval(&values)?;
-    Ok(match interval {
-        Some(interval) => format!("{value:.3} [{:.3}, {:.3}]", interval.low, interval.high),
-        None => format!("{value:.3}"),
-    })
+    Ok(bracketed(value, interval))
 }
 
 fn table(
