@@ -182,6 +182,9 @@ fn every_drafter(checkpoint: &Checkpoint, vocab: usize, end: &[Token]) -> Vec<(B
     drafters.push((Box::new(DySpec::new(counting, few, Pick::Largest).unwrap()), 3));
     if cfg!(feature = "slow") {
         let copy = || DraftModel::new(Box::new(OnnxCausal::from_checkpoint(checkpoint, &small()).unwrap()));
+        let frequent = small().vocabulary(0..8192);
+        let frequent =
+            || DraftModel::new(Box::new(OnnxCausal::from_checkpoint(checkpoint, &frequent).unwrap()));
         let grown = DySpecConfig { nodes: 8, growth: Growth::Threshold(0.1) };
         let stopping = Stopping { rule: Stop::Confidence(0.4), ..Stopping::default() };
         let beam = Shape::Beam { width: 2, depth: 3 };
@@ -190,6 +193,7 @@ fn every_drafter(checkpoint: &Checkpoint, vocab: usize, end: &[Token]) -> Vec<(B
             (Box::new(Rsd::new(copy(), Shape::Constant(vec![2, 2]), streams).unwrap()), 6),
             (Box::new(Rsd::new(copy(), beam, streams).unwrap()), 6),
             (Box::new(ChainDrafter::new(copy(), stopping, Pick::Largest).unwrap()), 6),
+            (Box::new(Rsd::new(frequent(), Shape::Constant(vec![2, 1]), streams).unwrap()), 4),
         ]);
     }
     drafters

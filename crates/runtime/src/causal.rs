@@ -38,6 +38,8 @@ pub struct OnnxCausal {
     head: Rows,
     final_norm: Rows,
     choices: Vec<ProductChoice>,
+    /// What the head has logits for, if not for everything.
+    vocabulary: Option<Vec<Token>>,
     /// Keeps the files of a model that has no checkpoint.
     _files: Option<tempfile::TempDir>,
 }
@@ -58,7 +60,7 @@ impl OnnxCausal {
         let network = checkpoint.causal()?;
         let device = options.session.device.resolve()?;
         let export = options.export.on(device);
-        export.check(network.config().layers)?;
+        export.check(network.config())?;
         let exported = export::cached(checkpoint, network, &export, options.session.threads)?;
         Self::load(checkpoint.name(), network, &exported, &export, options, None)
     }
@@ -152,6 +154,7 @@ impl OnnxCausal {
             head: Rows::load(&exported.head(), &session, "logits")?,
             final_norm: Rows::load(&exported.final_norm(), &session, "y")?,
             choices: exported.choices.clone(),
+            vocabulary: export.vocabulary.clone(),
             info,
             _files: files,
         })
@@ -436,8 +439,13 @@ impl CausalModel for OnnxCausal {
 
     fn head(&mut self, normed: &[f32], form: LogitForm) -> Result<Logits, ModelError> {
         check_rows(normed, self.info.width)?;
-        let vocab = self.info.vocab;
-        self.head.run(normed.to_vec(), self.info.width, |values| Logits::reduce(values, vocab, form))
+        let (vocab, width) = (self.info.vocab, self.info.width);
+        match &self.vocabulary {
+            None => self.head.run(normed.to_vec(), width, |values| Logits::reduce(values, vocab, form)),
+            Some(tokens) => self.head.run(normed.to_vec(), width, |values| {
+                Logits::reduce(values, tokens.len(), form)?.spread(tokens, vocab)
+            }),
+        }
     }
 
     fn range(&mut self, layers: Range<usize>) -> Result<&mut dyn Steps, ModelError> {
@@ -509,6 +517,12 @@ impl LoadOptions {
     /// Options with the layers changed this way on their way out.
     pub fn pass(mut self, pass: GraphPass) -> Self {
         self.export.pass = Some(pass);
+        self
+    }
+
+    /// Options with a head that has logits for these tokens only.
+    pub fn vocabulary(mut self, tokens: impl IntoIterator<Item = Token>) -> Self {
+        self.export.vocabulary = Some(tokens.into_iter().collect());
         self
     }
 

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fs4::fs_std::FileExt;
-use pilotfish_architectures::{BodyOptions, CausalNetwork, Checkpoint};
+use pilotfish_architectures::{BodyOptions, CausalConfig, CausalNetwork, Checkpoint};
 use pilotfish_graph::cost::{Cost, cost};
 use pilotfish_graph::onnx::{self, Lowering, Switch};
 use pilotfish_graph::{Graph, Mark, Node, Op, Storage, passes};
+use pilotfish_model::Token;
 use sha2::{Digest, Sha256};
 
 use crate::home::Home;
@@ -89,6 +90,9 @@ pub struct ExportOptions {
     pub skip: bool,
     /// What is done to the layers once they are stored.
     pub pass: Option<GraphPass>,
+    /// The tokens that the head has logits for, each once; all others are impossible. `None` for all. A model that drafts
+    /// needs the frequent ones only, and its head may be a fifth of what its step costs.
+    pub vocabulary: Option<Vec<Token>>,
 }
 
 impl Default for ExportOptions {
@@ -101,12 +105,14 @@ impl Default for ExportOptions {
             products: Products::Ort,
             skip: false,
             pass: None,
+            vocabulary: None,
         }
     }
 }
 
 impl ExportOptions {
-    pub(crate) fn check(&self, layers: usize) -> Result<()> {
+    pub(crate) fn check(&self, config: &CausalConfig) -> Result<()> {
+        let layers = config.layers;
         if let Products::Auto { rows: 0 } = self.products {
             let want = "a number of rows";
             return Err(RuntimeError::Option { option: "products", value: self.products.to_string(), want });
@@ -116,6 +122,19 @@ impl ExportOptions {
                 let want = "layers of the model";
                 return Err(RuntimeError::Option { option, value: value.to_string(), want });
             }
+        }
+        if let Some(tokens) = &self.vocabulary {
+            let mut seen = vec![false; config.vocab];
+            let mut fresh = |token: Token| {
+                seen.get_mut(token as usize).is_some_and(|seen| !std::mem::replace(seen, true))
+            };
+            let value = match tokens.iter().find(|&&token| !fresh(token)) {
+                Some(token) => format!("token {token}"),
+                None if tokens.is_empty() => "none".into(),
+                None => return Ok(()),
+            };
+            let want = "tokens of the model, at least one, each once";
+            return Err(RuntimeError::Option { option: "vocabulary", value, want });
         }
         Ok(())
     }
@@ -205,7 +224,7 @@ pub(crate) fn write(
 ) -> Result<Exported> {
     std::fs::create_dir_all(folder).map_err(|source| RuntimeError::io(folder, source))?;
     let layers = network.config().layers;
-    options.check(layers)?;
+    options.check(network.config())?;
     let exported = Exported { folder: folder.into(), choices: plan(network, options, planner)? };
     for range in options.segments(layers) {
         let graph = planner.lower(&body(network, options, &range)?)?;
@@ -256,7 +275,12 @@ fn body(network: &CausalNetwork, options: &ExportOptions, layers: &Range<usize>)
 }
 
 fn head(network: &CausalNetwork, options: &ExportOptions) -> Result<Graph> {
-    Ok(passes::merge_linears(&stored(&network.head_graph()?, options.storage)?)?)
+    let mut graph = network.head_graph()?;
+    if let Some(tokens) = &options.vocabulary {
+        let keep: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
+        graph = passes::keep_outputs(&graph, &keep)?;
+    }
+    Ok(passes::merge_linears(&stored(&graph, options.storage)?)?)
 }
 
 fn stored(graph: &Graph, storage: Storage) -> Result<Graph> {

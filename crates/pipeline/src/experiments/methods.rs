@@ -9,7 +9,7 @@ use pilotfish_decoding::drafters::{
 use pilotfish_decoding::{CostAware, CostAwareConfig, DecodingError, Drafter, Nothing, Policy, WidthCurve};
 use pilotfish_graph::{Kept, Storage};
 use pilotfish_model::sampling::{Sampler, Warpers};
-use pilotfish_model::{Capability, ModelError, ModelInfo, Step, Steps, Streams};
+use pilotfish_model::{Capability, ModelError, ModelInfo, Step, Steps, Streams, Token};
 use pilotfish_runtime::home::Home;
 use pilotfish_runtime::{LoadOptions, OnnxCausal, Products};
 
@@ -27,13 +27,26 @@ pub(super) struct Ground<'a> {
     pub(super) streams: Streams,
 }
 
+/// Tokens that a reduced head knows.
+const FREQUENT: Token = 8192;
+
 /// The pattern of the sparse copy.
 const PATTERN: Storage = Storage::Sparse { keep: 2, group: 4, kept: Kept::F32 };
 
 impl Ground<'_> {
     /// A copy of the target with matrices of four bits, to draft for it.
     fn quantised(&self) -> Result<DraftModel, Failure> {
-        let load = self.load.clone().storage(Storage::Int4 { block: 32 });
+        self.copy(self.load.clone().storage(Storage::Int4 { block: 32 }))
+    }
+
+    /// The same with a head for a sixth of SmolLM2's vocabulary: byte-pair encodings number their tokens by how early
+    /// they were merged, so the first are the frequent ones.
+    fn quantised_for_frequent_tokens(&self) -> Result<DraftModel, Failure> {
+        let tokens = 0..FREQUENT.min(self.info.vocab as Token);
+        self.copy(self.load.clone().storage(Storage::Int4 { block: 32 }).vocabulary(tokens))
+    }
+
+    fn copy(&self, load: LoadOptions) -> Result<DraftModel, Failure> {
         Ok(DraftModel::new(Box::new(warm(OnnxCausal::from_checkpoint(self.checkpoint, &load)?)?)))
     }
 
@@ -138,8 +151,13 @@ pub(super) const ALL: &[Method] = &[
         make: |ground| ground.chain(ground.quantised()?),
     },
     Method {
+        name: "draft-frequent",
+        about: "as draft-model, with a head for the 8,192 tokens that its tokeniser merges first",
+        make: |ground| ground.chain(ground.quantised_for_frequent_tokens()?),
+    },
+    Method {
         name: "draft-sparse",
-        about: "the same from a copy of which two weights of four are left (SparseGPT), made the first time",
+        about: "as draft-model, from a copy of which two weights of four are left (SparseGPT), made the first time",
         make: |ground| ground.chain(ground.sparse()?),
     },
     Method {
