@@ -163,7 +163,7 @@ fn run(context: &Context) -> Outcome {
 }
 
 /// Log-probability of a token in a row of logits, and whether it is the likeliest.
-fn verdict(row: &[f32], token: Token) -> (f64, bool) {
+pub(super) fn verdict(row: &[f32], token: Token) -> (f64, bool) {
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = row.iter().map(|&logit| f64::from(logit - max).exp()).sum();
     let own = row[token as usize];

@@ -160,7 +160,7 @@ pub(super) fn ready(context: &Context, run: &mut Run, settings: Settings) -> Res
 }
 
 /// Where a model lies that is determined by some settings.
-fn folder(context: &Context, name: &str, settings: &impl Serialize) -> Result<PathBuf, Failure> {
+pub(super) fn folder(context: &Context, name: &str, settings: &impl Serialize) -> Result<PathBuf, Failure> {
     let json = serde_json::to_string(settings)?;
     let digest = Sha256::digest(format!("{} {json}", env!("CARGO_PKG_VERSION")));
     let key: String = digest.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
@@ -168,7 +168,7 @@ fn folder(context: &Context, name: &str, settings: &impl Serialize) -> Result<Pa
 }
 
 /// Trains to the end, from the folder's newest checkpoint on, in segments that are steps of the run.
-fn learn(
+pub(super) fn learn(
     run: &mut Run,
     folder: &Path,
     segment: u64,
