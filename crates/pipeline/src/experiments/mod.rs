@@ -18,6 +18,7 @@ mod diffusion;
 mod dyspec_temperature;
 mod features;
 mod gate;
+mod hidden_state;
 mod judging;
 mod kernels;
 mod label_models;
@@ -85,13 +86,16 @@ pub const ALL: &[&Experiment] = &[
     &constrained::CONSTRAINED,
     &conditional_search::CONDITIONAL_SEARCH,
     &superposed::SUPERPOSED,
+    &hidden_state::HIDDEN_STATE,
     &autows::AUTOWS,
     &diffusion::DIFFUSION_TRAIN,
     &diffusion::DLLM_POLICIES,
     &diffusion::PARALLELBENCH,
+    &diffusion::PARALLELBENCH_AR,
     &diffusion::FREEDAVE,
     &diffusion::LEARN2PD,
     &diffusion::ADABLOCK,
+    &diffusion::DIFFUSION_TEXT,
 ];
 
 /// Options that every experiment has.
@@ -128,6 +132,9 @@ pub struct Finished {
     /// Its report.
     pub report: Option<PathBuf>,
 }
+
+/// Bytes of a thread's stack, as a program's first thread has them.
+const STACK: usize = 8 << 20;
 
 /// What an experiment runs in.
 #[derive(Clone, Debug)]
@@ -217,6 +224,19 @@ impl Experiment {
             setup.fetch(models::find(name)?, false)?;
         }
         Ok(())
+    }
+
+    /// Runs it. What trains or fits here has as many threads as its option `threads` says, and else one: matrices of small
+    /// networks are shared among threads that wait for each other, and where another program has one of the
+    /// processors, a step of training takes many times as long on two threads as on one.
+    ///
+    /// # Errors
+    /// The experiment's; threads that cannot be made.
+    pub fn start(&self, context: &Context) -> Outcome {
+        let asked = context.options.list::<usize>("threads").unwrap_or_default();
+        let threads = asked.into_iter().max().unwrap_or(1).clamp(1, 256);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build()?;
+        pool.install(|| (self.run)(context))
     }
 
     /// Its options, for people.
@@ -314,7 +334,7 @@ mod tests {
 
     fn run(words: &[&str]) -> Outcome {
         let options = TOY.parse(words.iter().copied())?;
-        (TOY.run)(&Context::new(Home::at("/nowhere"), "results", options))
+        TOY.start(&Context::new(Home::at("/nowhere"), "results", options))
     }
 
     #[test]

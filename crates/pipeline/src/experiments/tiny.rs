@@ -41,10 +41,20 @@ impl Letters {
 
 /// A network at its start: width, layers, four heads.
 pub(super) fn network(letters: Letters, width: usize, layers: usize, seed: u64) -> Result<Graph, Failure> {
+    Ok(causal(letters, width, layers, seed)?.whole("B".into(), "T".into())?)
+}
+
+/// The same, not yet a graph.
+pub(super) fn causal(
+    letters: Letters,
+    width: usize,
+    layers: usize,
+    seed: u64,
+) -> Result<CausalNetwork, Failure> {
     let vocab = letters.0.chars().count();
     let config =
         CausalConfig { tied: false, ..CausalConfig::llama(vocab, width, layers, [4, 4], width * 8 / 3) };
-    Ok(CausalNetwork::random(config, seed)?.whole("B".into(), "T".into())?)
+    Ok(CausalNetwork::random(config, seed)?)
 }
 
 /// Settings of a run from scratch, or of fine-tuning at a lower rate: warm-up of 3 %, cosine to a tenth.

@@ -75,7 +75,7 @@ fn tuned(steps: u64, lr: f64, seed: u64) -> TrainerConfig {
     TrainerConfig { optimizer: OptimizerConfig::Adam(adam), ..settings(steps, BATCH, lr, seed) }
 }
 
-fn cell(seed: u64, prompts: usize) -> Result<Cell, Failure> {
+fn cell(seed: u64, prompts: usize, student_steps: u64) -> Result<Cell, Failure> {
     let mut all: Vec<(u32, u32)> = (10..100).flat_map(|a| (10..100).map(move |b| (a, b))).collect();
     all.shuffle(&mut Streams::new(seed).stream("sums"));
     let (held, known) = all.split_at(prompts + CHOICE + TEST);
@@ -86,7 +86,7 @@ fn cell(seed: u64, prompts: usize) -> Result<Cell, Failure> {
     let teach = |width, layers, steps, seed| -> Result<Graph, Failure> {
         train(&network(LETTERS, width, layers, seed)?, &lesson, settings(steps, 64, 3e-3, seed))
     };
-    let student = teach(64, 2, 1200, seed)?;
+    let student = teach(64, 2, student_steps, seed)?;
     let better = teach(32, 1, 1000, seed + 1000)?;
     let worse = teach(32, 1, 500, seed + 1000)?;
     let equal = teach(32, 1, 1000, seed + 2000)?;
@@ -142,9 +142,11 @@ fn cell(seed: u64, prompts: usize) -> Result<Cell, Failure> {
     Ok(Cell { models, delta, methods, rates })
 }
 
-pub(super) fn run(run: &mut Run, seeds: u64, prompts: usize) -> Result<Part, Failure> {
+pub(super) fn run(run: &mut Run, seeds: u64, prompts: usize, student_steps: u64) -> Result<Part, Failure> {
     let cells = (1..=seeds)
-        .map(|seed| run.step(&format!("transformers that add, seed {seed}"), || cell(seed, prompts)))
+        .map(|seed| {
+            run.step(&format!("transformers that add, seed {seed}"), || cell(seed, prompts, student_steps))
+        })
         .collect::<Result<Vec<Cell>, _>>()?;
     let mut part = Part::default();
     let of = |pick: &dyn Fn(&Cell) -> f64| cells.iter().map(pick).collect::<Vec<f64>>();

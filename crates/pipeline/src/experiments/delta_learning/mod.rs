@@ -18,6 +18,11 @@ pub(super) const DELTA_LEARNING: Experiment = Experiment {
         Choice { name: "items", default: "10000", about: "items of the logistic regression" },
         Choice { name: "dimensions", default: "50", about: "dimensions of the logistic regression" },
         Choice { name: "prompts", default: "1000", about: "sums that the transformers' pairs are about" },
+        Choice {
+            name: "student-steps",
+            default: "600",
+            about: "steps of the transformers' student: after 1200 it hardly errs, and nothing can be learnt",
+        },
     ],
     run,
 };
@@ -26,15 +31,15 @@ fn run(context: &Context) -> Outcome {
     let options = context.options();
     let seeds: u64 = options.get("seeds")?;
     let (items, dimensions): (usize, usize) = (options.get("items")?, options.get("dimensions")?);
-    let prompts: usize = options.get("prompts")?;
+    let (prompts, student_steps): (usize, u64) = (options.get("prompts")?, options.get("student-steps")?);
     if !(2..=100).contains(&seeds) || !(100..=1_000_000).contains(&items) || !(4..=2000).contains(&dimensions)
     {
         return Err(
             "--seeds from 2 to 100, --items from 100 to a million, --dimensions from 4 to 2000".into()
         );
     }
-    if !(100..=4000).contains(&prompts) {
-        return Err("--prompts must be from 100 to 4000".into());
+    if !(100..=4000).contains(&prompts) || !(1..=100_000).contains(&student_steps) {
+        return Err("--prompts must be from 100 to 4000, --student-steps from 1 to 100000".into());
     }
     let began = Began::now();
     let name = DELTA_LEARNING.name;
@@ -42,7 +47,7 @@ fn run(context: &Context) -> Outcome {
     run.expect(seeds * (theory::SHARED.len() as u64 + 1));
     let theory = theory::run(&mut run, seeds, items, dimensions)?;
     let counts = theory::counts()?;
-    let adders = adders::run(&mut run, seeds, prompts)?;
+    let adders = adders::run(&mut run, seeds, prompts, student_steps)?;
     let page = Page {
         experiment: &DELTA_LEARNING,
         title: "Delta learning".into(),
