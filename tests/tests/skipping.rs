@@ -94,7 +94,7 @@ fn reference(network: &CausalNetwork, skip: &Skip) -> Graph {
         let mask = g.input(&format!("mask.{name}"), shape.clone(), DType::F32).unwrap();
         let local = g.input(&format!("local.{name}"), shape, DType::F32).unwrap();
         let x = network.embed(g, ids).unwrap();
-        let inputs = LayerInputs { positions, mask, mask_local: Some(local), past };
+        let inputs = LayerInputs { positions, mask, mask_local: Some(local), past, added: None };
         network.layers(g, 0..layers, x, &inputs).unwrap()
     };
     let (_, cache) = part(&mut g, "first", &first, &first, None);
