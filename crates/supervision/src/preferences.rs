@@ -256,7 +256,7 @@ pub fn write(out: &mut dyn Write, form: Form, pairs: &[Preference]) -> Result<()
 /// Writes pairs into a file, which appears complete or not at all.
 ///
 /// # Errors
-/// As [`write`] and [`check_output`](crate::labelling::check_output).
+/// As [`write()`] and [`check_output`](crate::labelling::check_output).
 pub fn save(path: &Path, form: Form, pairs: &[Preference]) -> Result<()> {
     whole(path, |out| write(out, form, pairs))
 }

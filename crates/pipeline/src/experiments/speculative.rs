@@ -185,7 +185,11 @@ fn run(context: &Context) -> Outcome {
     let by_category = category_table(&summaries);
     let result = ResultFile {
         experiment: SPECULATIVE.name.into(),
-        title: format!("Speculative decoding: {}, products {products}, {}", session.model.info().name, law(&sampler)),
+        title: format!(
+            "Speculative decoding: {}, products {products}, {}",
+            session.model.info().name,
+            law(&sampler)
+        ),
         summary: summary(&summaries, &records, &sampler, limits.new_tokens, &certificate),
         config: serde_json::json!({ "options": options, "warpers": sampler.warpers() }),
         seeds: vec![streams.seed(), PairedConfig::default().seed, certificate.thoroughness.seed],
