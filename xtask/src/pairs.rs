@@ -101,9 +101,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         },
         RuleName::Score => Rule::Score { margin: arguments.margin },
     };
-    let two = !matches!(rule, Rule::Score { .. });
-    if two && arguments.input.len() != 2 {
-        let given = arguments.input.len();
+    let given = arguments.input.len();
+    if rule.files().is_some_and(|files| files != given) {
         return Err(
             Usage(format!("this rule reads two files: --in FILE --in FILE; there are {given}")).into()
         );

@@ -104,6 +104,16 @@ pub enum Rule {
     },
 }
 
+impl Rule {
+    /// Files that it reads; `None` for any number.
+    pub fn files(&self) -> Option<usize> {
+        match self {
+            Self::Delta | Self::Tied | Self::Contrastive { .. } => Some(2),
+            Self::Score { .. } => None,
+        }
+    }
+}
+
 /// What became of the prompts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Tally {
@@ -130,7 +140,7 @@ pub struct Tally {
 /// # Errors
 /// Another number of files than the rule reads; a margin or gates outside their range; several weak answers to one prompt.
 pub fn pair(files: &[Vec<Generation>], rule: &Rule, seed: u64) -> Result<(Vec<Preference>, Tally)> {
-    let want = if matches!(rule, Rule::Score { .. }) { files.len().max(1) } else { 2 };
+    let want = rule.files().unwrap_or(files.len().max(1));
     if files.len() != want {
         return Err(SupervisionError::Shape { what: "files of generations", got: files.len(), want });
     }

@@ -25,10 +25,9 @@ use crate::labelling::whole;
 use crate::{Result, SupervisionError};
 
 /// The form of a line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// Texts.
-    #[default]
     Standard,
     /// Messages.
     Conversational,

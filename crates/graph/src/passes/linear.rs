@@ -41,7 +41,6 @@ pub fn keep_outputs(graph: &Graph, keep: &[usize]) -> Result<Graph> {
         if !ends.contains(&node.outputs[0]) {
             return Ok(None);
         }
-        changed += 1;
         let mut operands = vec![inputs[0]];
         for &value in &node.inputs[1..] {
             let Some(param) = graph.param_of(value) else { return Ok(None) };
@@ -53,6 +52,7 @@ pub fn keep_outputs(graph: &Graph, keep: &[usize]) -> Result<Graph> {
             let name = format!("{}.kept", param.name);
             operands.push(new.param(&name, pick(&param.tensor, keep))?);
         }
+        changed += 1;
         new.apply(node.op.clone(), &operands).map(Some)
     })?;
     if changed == 0 {

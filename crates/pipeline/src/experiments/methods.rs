@@ -36,18 +36,18 @@ const PATTERN: Storage = Storage::Sparse { keep: 2, group: 4, kept: Kept::F32 };
 impl Ground<'_> {
     /// A copy of the target with matrices of four bits, to draft for it.
     fn quantised(&self) -> Result<DraftModel, Failure> {
-        self.copy(self.load.clone().storage(Storage::Int4 { block: 32 }))
+        draft(self.checkpoint, &self.four_bits())
     }
 
     /// The same with a head for a sixth of SmolLM2's vocabulary: byte-pair encodings number their tokens by how early
     /// they were merged, so the first are the frequent ones.
     fn quantised_for_frequent_tokens(&self) -> Result<DraftModel, Failure> {
         let tokens = 0..FREQUENT.min(self.info.vocab as Token);
-        self.copy(self.load.clone().storage(Storage::Int4 { block: 32 }).vocabulary(tokens))
+        draft(self.checkpoint, &self.four_bits().vocabulary(tokens))
     }
 
-    fn copy(&self, load: LoadOptions) -> Result<DraftModel, Failure> {
-        Ok(DraftModel::new(Box::new(warm(OnnxCausal::from_checkpoint(self.checkpoint, &load)?)?)))
+    fn four_bits(&self) -> LoadOptions {
+        self.load.clone().storage(Storage::Int4 { block: 32 })
     }
 
     /// A copy of the target of whose weights two of four are left, as `cargo xtask sparsify --method sparsegpt` makes it.
@@ -75,7 +75,7 @@ impl Ground<'_> {
         }
         // Only our kernels have products of sparse matrices.
         let load = self.load.clone().storage(PATTERN).products(Products::Pilotfish);
-        Ok(DraftModel::new(Box::new(warm(OnnxCausal::from_checkpoint(&Checkpoint::open(&out)?, &load)?)?)))
+        draft(&Checkpoint::open(&out)?, &load)
     }
 
     /// A chain of a draft model that stops when it is no longer sure of itself. Greedily, it is as sure as its plain
@@ -98,6 +98,11 @@ impl Ground<'_> {
         };
         Ok(Box::new(Swift::new(LayerSearch::new(self.info.layers, search)?, config, pick)?))
     }
+}
+
+/// A draft model, ready to be timed.
+fn draft(checkpoint: &Checkpoint, load: &LoadOptions) -> Result<DraftModel, Failure> {
+    Ok(DraftModel::new(Box::new(warm(OnnxCausal::from_checkpoint(checkpoint, load)?)?)))
 }
 
 /// A model that has made its first step, in which weights are read from disk.
