@@ -26,9 +26,14 @@ fn a_row_of_smollm2_is_a_quarter_of_a_gigaflop() {
         assert_eq!(costs.total.weight_bytes, 4 * (parameters as u64 + 576 * rows));
         assert_eq!(costs.total.cache_bytes, 30 * rows * 2 * 3 * 64 * 4);
         // Every layer costs the same, and the head is what no residual needs.
-        assert_eq!(costs.parts.len(), 34);
+        assert_eq!(costs.parts.len(), 64);
         let of = |wanted| costs.parts.iter().find(|(mark, _)| *mark == Some(wanted)).unwrap().1;
-        assert!((2..=30).all(|layer| of(Mark::Residual(layer)) == of(Mark::Residual(1))));
+        for layer in 0..30 {
+            let (attention, mlp) = (of(Mark::Attended(layer)), of(Mark::Residual(layer + 1)));
+            assert_eq!(attention.weight_bytes, 4 * (576 * 1536 + 576));
+            assert_eq!(mlp.weight_bytes, 4 * (3 * 576 * 1536 + 576));
+            assert_eq!((attention, mlp), (of(Mark::Attended(0)), of(Mark::Residual(1))));
+        }
         assert_eq!(of(Mark::Logits).multiply_adds, table as u64 * rows);
     }
     let gigaflops = 2.0 * cost(&whole, &[("T", 1)]).unwrap().total.multiply_adds as f64 / 1e9;

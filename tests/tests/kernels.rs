@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use pilotfish_graph::onnx::{self, Lowering};
-use pilotfish_graph::{DType, Dim, Graph, Op, Storage, Tensor, quantize};
+use pilotfish_graph::{DType, Dim, Graph, Kept, Op, Storage, Tensor, quantize};
 use pilotfish_kernels::{Dense, Float, Product};
 use pilotfish_model::{LogitForm, RowSet, Step, Steps};
 use pilotfish_runtime::{
@@ -83,7 +83,11 @@ fn every_storage_equals_its_standard_form() {
     for (outs, ins) in [(1, 64), (33, 40), (700, 128)] {
         let w = numbers(outs * ins, 1);
         let mut storages = vec![Storage::F32, Storage::Bf16];
-        storages.extend([(2, 4), (1, 8)].map(|(keep, group)| Storage::Sparse { keep, group }));
+        for kept in [Kept::F32, Kept::Bf16, Kept::Int8] {
+            storages.extend([(2, 4), (1, 8)].map(|(keep, group)| Storage::Sparse { keep, group, kept }));
+            storages.push(Storage::Columns { kept });
+        }
+        storages.push(Storage::Rows);
         for block in [32, 64] {
             storages.extend([Storage::Int4 { block }, Storage::Int8 { block }]);
         }

@@ -243,6 +243,28 @@ proptest! {
 
 /// The properties above are sharp: passes with a mistake in them fail them.
 #[test]
+fn kept_outputs_are_those_asked_for() {
+    let mut g = Graph::new("head");
+    let x = g.input("x", vec![Dim::symbol("R"), 2.into()], DType::F32).unwrap();
+    let weight = Tensor::new([3, 2], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+    let (weight, bias) = (g.param("w", weight).unwrap(), Tensor::new([3], vec![0.1, 0.2, 0.3]).unwrap());
+    let bias = g.param("b", bias).unwrap();
+    let y = g.apply(Op::Linear(Storage::F32), &[x, weight, bias]).unwrap()[0];
+    g.output("y", y).unwrap();
+    let feeds = [("x".to_owned(), array(&Feed::Float { shape: vec![1, 2], values: vec![1.0, 10.0] }))];
+    let kept = passes::keep_outputs(&g, &[2, 0]).unwrap();
+    // 5 + 60 + 0.3 and 1 + 20 + 0.1, of a matrix that holds no third row.
+    let out = &run(&kept, &feeds)["y"];
+    assert!((out[0] - 65.3).abs() < 1e-5 && (out[1] - 21.1).abs() < 1e-5 && out.len() == 2, "{out:?}");
+    assert_eq!(kept.params().iter().map(|param| param.tensor.count()).sum::<usize>(), 6);
+    assert!(passes::keep_outputs(&g, &[3]).is_err());
+    let mut none = Graph::new("no layer");
+    let x = none.input("x", vec![2.into()], DType::F32).unwrap();
+    none.output("y", x).unwrap();
+    assert!(passes::keep_outputs(&none, &[0]).is_err());
+}
+
+#[test]
 fn wrong_passes_are_caught() {
     let (mut caught, mut tried) = ([0; 2], 0);
     for seed in 0..60 {

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use pilotfish_graph::onnx::{self, Lowering};
-use pilotfish_graph::{DType, Dim, Graph, Op, Storage, Tensor};
+use pilotfish_graph::{DType, Dim, Graph, Kept, Op, Storage, Tensor};
 use pilotfish_runtime::{SessionConfig, lower_products, ort, packed_bytes, product_operators};
 use pilotfish_tests::measured_apart;
 
@@ -67,7 +67,7 @@ fn the_packed_matrix_replaces_the_original() {
     }
     let shape = [4096, INS];
     let folder = tempfile::tempdir().unwrap();
-    let sparse = Storage::Sparse { keep: 2, group: 4 };
+    let sparse = Storage::Sparse { keep: 2, group: 4, kept: Kept::F32 };
     for storage in [Storage::F32, Storage::Bf16, Storage::Int8 { block: 32 }, sparse] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("graph.onnx");

@@ -411,3 +411,46 @@ fn wanted_rows_in_any_order_and_form() {
     let step = Step { parents: Parents::Rows(&tree.parents(8)), ..Step::chain(tree.tokens()) };
     assert_eq!(model.step(&step).unwrap().logits.rows(), 1);
 }
+
+/// A head for a part of the vocabulary has the whole head's logits there, and calls the rest impossible.
+#[test]
+fn a_head_for_some_tokens_only() {
+    let text = [3, 1, 4, 1, 5, 9, 2, 6];
+    let some = [40, 2, 88, 7, 0];
+    let head = |model: &OnnxCausal| (model.info().head_bytes, model.info().head_macs);
+    for (network, vocab) in [(tiny_llama(), 97), (tiny_gemma(), 89)] {
+        let mut whole = load(&network, true, &[]);
+        let part = LoadOptions::default().vocabulary(some);
+        let mut part = OnnxCausal::from_network("tiny", &network, &part).unwrap();
+        assert_eq!(part.info().vocab, vocab);
+        let (bytes, macs) = head(&whole);
+        assert_eq!(head(&part), (bytes * 5 / vocab as u64, macs * 5 / vocab as u64));
+        for form in [LogitForm::Full, LogitForm::TopK(3), LogitForm::TopK(50), LogitForm::Argmax] {
+            let step = Step { form, ..Step::chain(&text).want(RowSet::All) };
+            whole.truncate(0).unwrap();
+            part.truncate(0).unwrap();
+            let all = whole.step(&Step { form: LogitForm::Full, ..step }).unwrap().logits;
+            let got = part.step(&step).unwrap().logits;
+            assert_eq!((got.vocab(), got.rows()), (vocab, text.len()));
+            for row in 0..text.len() {
+                let mut want: Vec<(Token, f32)> =
+                    some.iter().map(|&token| (token, all.row(row).unwrap()[token as usize])).collect();
+                want.sort_by(|a, b| b.1.total_cmp(&a.1));
+                let top = got.top(row, 3).unwrap();
+                for (got, want) in top.iter().zip(&want) {
+                    assert!(got.0 == want.0 && (got.1 - want.1).abs() < 1e-5, "{form:?}: {got:?}, {want:?}");
+                }
+                if let Some(full) = got.row(row) {
+                    let possible = full.iter().filter(|logit| logit.is_finite()).count();
+                    assert_eq!((top.len(), possible), (3, some.len()));
+                }
+            }
+        }
+    }
+    for (bad, said) in [(&[][..], "none"), (&[1, 2, 97][..], "token 97"), (&[1, 2, 1][..], "token 1")] {
+        let load = LoadOptions::default().vocabulary(bad.iter().copied());
+        let refused = OnnxCausal::from_network("tiny", &tiny_llama(), &load).unwrap_err();
+        let RuntimeError::Option { option: "vocabulary", value, .. } = refused else { panic!("{refused}") };
+        assert_eq!(value, said);
+    }
+}

@@ -5,16 +5,24 @@ use pilotfish_architectures::{Checkpoint, Message};
 use pilotfish_conformance::{
     Explorer, Law, ModelChecks, Subject, adversaries, check_model, distance, draw, own, violations,
 };
-use pilotfish_decoding::drafters::{Aded, AdedDrafter, Recycling, SuffixLookup, TokenRecycling, Trigrams};
+use pilotfish_decoding::drafters::{
+    Aded, AdedDrafter, ChainDrafter, DraftModel, DySpec, DySpecConfig, Growth, Matrix, Pick, Recycling,
+    Refresh, Rsd, Search, Shape, Stop, Stopping, Suffix, SuffixLookup, TokenRecycling, TrigramConfig,
+    Trigrams,
+};
+use pilotfish_decoding::superposed::{NGrams, SuperposedConfig, superposed};
 use pilotfish_decoding::{
     Context, CostAware, CostAwareConfig, Decoder, Drafter, GreedyTree, Identity, Limits, Nothing, WidthCurve,
     compare,
 };
 use pilotfish_evaluation::prompts;
+use pilotfish_graph::Storage;
 use pilotfish_model::sampling::{Distribution, Sampler, Warpers};
+use pilotfish_model::toy::CountingModel;
 use pilotfish_model::{CausalModel, LogitForm, Logits, RowSet, Step, Steps, Streams, Token, TokenTree};
-use pilotfish_runtime::{LoadOptions, OnnxCausal};
+use pilotfish_runtime::{LoadOptions, OnnxCausal, Products};
 use pilotfish_tests::smollm2;
+use rand::Rng;
 
 fn model(checkpoint: &Checkpoint) -> OnnxCausal {
     OnnxCausal::from_checkpoint(checkpoint, &LoadOptions::default().threads(1)).unwrap()
@@ -136,29 +144,84 @@ fn trees_and_cache_are_what_they_should_be() {
     }
 }
 
+/// The target with matrices of four bits on kernels whose rows do not depend on each other.
+fn small() -> LoadOptions {
+    LoadOptions::default().threads(1).products(Products::Pilotfish).storage(Storage::Int4 { block: 32 })
+}
+
+/// Every drafter: reasonable ones, and ones that know nothing or mislead; each with the most it may propose.
+fn every_drafter(checkpoint: &Checkpoint, vocab: usize, end: &[Token]) -> Vec<(Box<dyn Drafter>, usize)> {
+    let streams = Streams::new(1);
+    let mut rng = streams.stream("test");
+    let mut any = || rng.random_range(0..vocab as Token);
+    let mut drafters: Vec<(Box<dyn Drafter>, usize)> =
+        adversaries(vocab, end, streams).into_iter().map(|drafter| (drafter, 4)).collect();
+    let mut matrix = Matrix::new(vocab, 8).unwrap();
+    (0..vocab as Token).for_each(|token| matrix.set(token, &[any(), any(), any(), any()]));
+    let frozen = Recycling { refresh: Refresh::Nothing, ..Recycling::default() };
+    let zeros = Recycling { unseen_zeros: true, ..Recycling::default() };
+    // Wrong whatever comes: after any pair of a few tokens, others.
+    let grams: Vec<[Token; 3]> = (0..2000).map(|_| [any() % 600, any() % 600, any()]).collect();
+    let misleading =
+        Trigrams::build(TrigramConfig::default(), grams.iter().map(|gram| gram.as_slice())).unwrap();
+    let empty = || Trigrams::new(TrigramConfig::default()).unwrap();
+    let top = Aded { search: Search::TopK, ..Aded::default() };
+    drafters.extend([
+        (Box::new(SuffixLookup::default()) as Box<dyn Drafter>, 12),
+        (Box::new(SuffixLookup::new(Suffix { shortest: 1, ..Suffix::default() }).unwrap()), 6),
+        (Box::new(TokenRecycling::new(vocab, Recycling::default()).unwrap()), 12),
+        (Box::new(TokenRecycling::new(vocab, zeros).unwrap()), 4),
+        (Box::new(TokenRecycling::with_matrix(matrix, frozen).unwrap()), 4),
+        (Box::new(AdedDrafter::new(empty(), Aded::default()).unwrap()), 12),
+        (Box::new(AdedDrafter::new(empty(), top).unwrap()), 6),
+        (Box::new(AdedDrafter::new(misleading, Aded::default()).unwrap()), 4),
+    ]);
+    // A draft model that is always wrong, and one that is the target.
+    let counting = DraftModel::new(Box::new(CountingModel::new(vocab)));
+    let few = DySpecConfig { nodes: 3, growth: Growth::Greedy };
+    drafters.push((Box::new(DySpec::new(counting, few, Pick::Largest).unwrap()), 3));
+    if cfg!(feature = "slow") {
+        let copy = || DraftModel::new(Box::new(OnnxCausal::from_checkpoint(checkpoint, &small()).unwrap()));
+        let frequent = small().vocabulary(0..8192);
+        let frequent =
+            || DraftModel::new(Box::new(OnnxCausal::from_checkpoint(checkpoint, &frequent).unwrap()));
+        let grown = DySpecConfig { nodes: 8, growth: Growth::Threshold(0.1) };
+        let stopping = Stopping { rule: Stop::Confidence(0.4), ..Stopping::default() };
+        let beam = Shape::Beam { width: 2, depth: 3 };
+        drafters.extend([
+            (Box::new(DySpec::new(copy(), grown, Pick::sampled(streams)).unwrap()) as Box<dyn Drafter>, 8),
+            (Box::new(Rsd::new(copy(), Shape::Constant(vec![2, 2]), streams).unwrap()), 6),
+            (Box::new(Rsd::new(copy(), beam, streams).unwrap()), 6),
+            (Box::new(ChainDrafter::new(copy(), stopping, Pick::Largest).unwrap()), 6),
+            (Box::new(Rsd::new(frequent(), Shape::Constant(vec![2, 1]), streams).unwrap()), 4),
+        ]);
+    }
+    drafters
+}
+
 #[test]
 fn greedy_output_is_the_plain_one_with_every_drafter() {
     let (texts, tokens) = if cfg!(feature = "slow") { (20, 128) } else { (1, 24) };
     let checkpoint = smollm2();
-    let mut model = model(&checkpoint);
+    let mut model = OnnxCausal::from_checkpoint(&checkpoint, &small()).unwrap();
     let (vocab, end) = (model.info().vocab, model.info().end.clone());
-    let mut drafters: Vec<Box<dyn Drafter>> = adversaries(vocab, &end, Streams::new(1));
-    drafters.push(Box::new(SuffixLookup::default()));
-    drafters.push(Box::new(TokenRecycling::new(vocab, Recycling::default()).unwrap()));
-    drafters.push(Box::new(
-        AdedDrafter::new(Trigrams::new(Default::default()).unwrap(), Aded::default()).unwrap(),
-    ));
-    let limits = Limits { new_tokens: tokens, draft: 12, ..Limits::default() };
-    // One policy for all: it may limit whatever it is given.
-    let curve = WidthCurve::new(&[(1, 28.4), (4, 35.5), (8, 44.2), (16, 61.4)]).unwrap();
+    let mut drafters = every_drafter(&checkpoint, vocab, &end);
+    let limits = Limits { new_tokens: tokens, ..Limits::default() };
+    // One policy for every other drafter: it may limit whatever it is given.
+    let curve = WidthCurve::new(&[(1, 6.3), (4, 11.5), (8, 20.3), (16, 38.0)]).unwrap();
     let mut policy = CostAware::new(curve, CostAwareConfig::default()).unwrap();
-    for prompt in prompts::own().iter().step_by(7).cycle().take(texts) {
+    let (mut texts_made, mut same) = (0, 0);
+    // 7 and the 36 prompts have no common divisor: every category comes, and no prompt twice.
+    let own = prompts::own();
+    for prompt in (0..texts).map(|at| &own[7 * at % own.len()]) {
         let ids = encode(&checkpoint, &prompt.turns[0]);
+        // The plain output is made once for all drafters.
         let plain =
             Decoder::new(&mut model, &mut Nothing, &mut GreedyTree, limits.clone()).unwrap().generate(&ids);
         let plain = plain.unwrap().tokens;
-        for (index, drafter) in drafters.iter_mut().enumerate() {
+        for (index, (drafter, draft)) in drafters.iter_mut().enumerate() {
             let mut verifier = GreedyTree;
+            let limits = Limits { draft: *draft, ..limits.clone() };
             let decoder = Decoder::new(&mut model, drafter.as_mut(), &mut verifier, limits.clone()).unwrap();
             let mut decoder = if index % 2 == 0 { decoder } else { decoder.with_policy(&mut policy) };
             let out = decoder.generate(&ids).unwrap();
@@ -166,12 +229,48 @@ fn greedy_output_is_the_plain_one_with_every_drafter() {
             if ids.len() <= limits.prefill_rows {
                 assert_eq!(violations(ids.len(), model.len(), &out), [""; 0], "{}", drafter.name());
             }
+            texts_made += 1;
             match compare(&mut model, &ids, &plain, &out.tokens).unwrap() {
-                Identity::Identical => {}
+                Identity::Identical => same += 1,
+                // Products of our kernels do not depend on the number of rows; what else there is may.
                 Identity::Diverges { at, margin } => {
                     assert!(margin < 1e-3, "{} parts at {at}, margin {margin}", drafter.name());
                 }
             }
         }
     }
+    assert!(20 * same >= 19 * texts_made, "{same} of {texts_made} are the same to the last token");
+}
+
+#[test]
+fn one_superposed_draft_is_greedy() {
+    let checkpoint = smollm2();
+    let mut model = model(&checkpoint);
+    let prompt = encode(&checkpoint, "Name an animal.");
+    let limits = Limits { new_tokens: 6, stop_at_end: false, ..Limits::default() };
+    let greedy = Decoder::new(&mut model, &mut Nothing, &mut GreedyTree, limits).unwrap().generate(&prompt);
+    let greedy = greedy.unwrap().tokens;
+    let mut config = SuperposedConfig { drafts: 1, tokens: 6, ..SuperposedConfig::default() };
+    let out = superposed(&mut model, &prompt, None, &config).unwrap();
+    assert_eq!(out.drafts[0].tokens, greedy);
+    assert_eq!((out.ledger.target_forwards, out.ledger.target_rows), (6, prompt.len() as u64 + 5));
+    // A vector that is a token's embedding is the token.
+    model.truncate(prompt.len()).unwrap();
+    let token = greedy[0];
+    let by_id = model.step(&Step::chain(&[token])).unwrap().logits;
+    model.truncate(prompt.len()).unwrap();
+    let embedding = model.embed(&[token]).unwrap();
+    let by_vector = model.step(&Step::chain(&[]).vectors(&embedding, embedding.len())).unwrap().logits;
+    let apart = by_id.row(0).unwrap().iter().zip(by_vector.row(0).unwrap());
+    assert!(apart.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) < 1e-6);
+    // Three drafts, with tables of a text that has nothing to do with it: different, and as many passes.
+    let corpus = checkpoint.tokenizer().unwrap().encode("The cat sat on the mat. The dog sat too.", false);
+    let tables = NGrams::build(5, [corpus.unwrap().as_slice()]).unwrap();
+    config.drafts = 3;
+    let out = superposed(&mut model, &prompt, Some(&tables), &config).unwrap();
+    assert_eq!((out.drafts.len(), out.ledger.target_forwards, model.len()), (3, 6, prompt.len()));
+    let mut texts: Vec<_> = out.drafts.iter().map(|draft| &draft.tokens).collect();
+    texts.sort();
+    texts.dedup();
+    assert_eq!(texts.len(), 3);
 }

@@ -57,7 +57,7 @@ fn stock_graph(network: &CausalNetwork, batch: Dim) -> Graph {
     let after = g.add(among, after).unwrap();
     let mask = g.concat(&[before, after], 3).unwrap();
     let x = network.embed(&mut g, ids).unwrap();
-    let inputs = LayerInputs { positions, mask, mask_local: None, past: Some(cache) };
+    let inputs = LayerInputs { positions, mask, mask_local: None, past: Some(cache), added: None };
     let (x, cache) = network.layers(&mut g, 0..c.layers, x, &inputs).unwrap();
     let x = network.final_norm(&mut g, x).unwrap();
     let logits = network.head(&mut g, x).unwrap();

@@ -30,7 +30,7 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     let home = Home::locate()?;
     experiment.prepare(&Setup::new(home.clone()), setup::load)?;
     let context = Context::new(home, crate::root().join("results"), options);
-    let finished = (experiment.run)(&context).map_err(|error| anyhow!(error))?;
+    let finished = experiment.start(&context).map_err(|error| anyhow!(error))?;
     for (what, path) in [("result", finished.result), ("report", finished.report)] {
         if let Some(path) = path {
             println!("{what}: {}", path.display());

@@ -10,6 +10,7 @@ mod generate;
 mod label;
 mod methods;
 mod models;
+mod pairs;
 mod report;
 mod setup;
 mod sparsify;
@@ -50,6 +51,8 @@ enum Command {
     Generate(Box<generate::Arguments>),
     /// Infer labels from the votes of many voters: `label --votes FILE [--truth FILE] [--model NAME|all]`
     Label(label::Arguments),
+    /// Make preference pairs of what models answered: `pairs --in FILE --in FILE --rule delta --out FILE`
+    Pairs(pairs::Arguments),
     /// Prune a model and write it as a folder, or say what is sparse in one
     Sparsify(sparsify::Arguments),
     /// Write the page that lists all reports, and say where it and the newest report are
@@ -99,6 +102,7 @@ fn main() -> ExitCode {
         Command::Experiment { words } => experiment::run(&words),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Label(arguments) => label::run(&arguments),
+        Command::Pairs(arguments) => pairs::run(&arguments),
         Command::Sparsify(arguments) => sparsify::run(arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Bench { name, words } => cargo::bench(name.as_deref(), &words),

@@ -12,10 +12,11 @@ pub(crate) struct Arguments {
     /// The model: its name, or a GGUF file, or a Hugging Face folder
     #[arg(long, default_value = "smollm2-135m")]
     model: String,
-    /// magnitude, wanda, sparsegpt or dsnot; NAME+dsnot refines another's mask
+    /// magnitude, wanda, sparsegpt or dsnot (NAME+dsnot refines another's mask), or a gate: teal, teal-rotated, wina,
+    /// wina-plain, cats
     #[arg(long, default_value = "wanda")]
     method: String,
-    /// A share of zeros such as 0.5, or N:M
+    /// A share of zeros such as 0.5 (gates: of inputs dropped), or N:M
     #[arg(long, default_value = "2:4")]
     pattern: String,
     /// Another pattern for some layers, `*` standing for any text; may be repeated

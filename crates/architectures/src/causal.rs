@@ -222,6 +222,8 @@ pub struct LayerInputs {
     pub mask_local: Option<Value>,
     /// Keys and values of the past by layer, in the order of the layers built.
     pub past: Option<Vec<(Value, Value)>>,
+    /// What is added to the rows' own keys (after rotation) and values, `[B, T, kv_heads head_dim]` each, by layer.
+    pub added: Option<Vec<(Value, Value)>>,
 }
 
 /// How a body is built.
@@ -417,7 +419,7 @@ impl CausalNetwork {
         }
     }
 
-    /// Appends layers; marks the residual before and after each. Returns the residual after the last, and all
+    /// Appends layers; marks the residual before and after each and between its two halves. Returns the residual after the last, and all
     /// keys and values of each layer.
     pub fn layers(
         &self,
@@ -429,8 +431,8 @@ impl CausalNetwork {
         g.mark(Mark::Residual(layers.start), x);
         let mut cache = Vec::new();
         for (index, layer) in layers.enumerate() {
-            let past = inputs.past.as_ref().map(|past| past[index]);
-            let (y, keys, values) = self.layer(g, layer, x, inputs, past)?;
+            let of = |all: &Option<Vec<(Value, Value)>>| all.as_ref().map(|all| all[index]);
+            let (y, keys, values) = self.layer(g, layer, x, inputs, [of(&inputs.past), of(&inputs.added)])?;
             x = y;
             g.mark(Mark::Residual(layer + 1), x);
             cache.push((keys, values));
@@ -444,7 +446,7 @@ impl CausalNetwork {
         layer: usize,
         x: Value,
         inputs: &LayerInputs,
-        past: Option<(Value, Value)>,
+        [past, added]: [Option<(Value, Value)>; 2],
     ) -> Result<(Value, Value, Value)> {
         let c = &self.config;
         let at = |name: &str| format!("model.layers.{layer}.{name}");
@@ -464,6 +466,10 @@ impl CausalNetwork {
         };
         let q = g.rotary(q, inputs.positions, c.head_dim, theta, scaling)?;
         let k = g.rotary(k, inputs.positions, c.head_dim, theta, scaling)?;
+        let (k, v) = match added {
+            Some((keys, values)) => (g.add(k, keys)?, g.add(v, values)?),
+            None => (k, v),
+        };
         let config =
             AttentionConfig { heads: c.heads, kv_heads: c.kv_heads, scale: c.attention_scale, softcap: None };
         let (y, keys, values) = g.attention([q, k, v], mask, past, config)?;
@@ -472,6 +478,7 @@ impl CausalNetwork {
             y = self.norm(g, y, &at("post_attention_layernorm"))?;
         }
         let x = g.add(x, y)?;
+        g.mark(Mark::Attended(layer), x);
         let before = if around { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
         let h = self.norm(g, x, &at(before))?;
         let gate = self.linear(g, h, &at("mlp.gate_proj"))?;
@@ -567,7 +574,7 @@ impl CausalNetwork {
             }
         }
         let past = options.past.then_some(cache);
-        let inputs = LayerInputs { positions, mask: either, mask_local: local, past };
+        let inputs = LayerInputs { positions, mask: either, mask_local: local, past, added: None };
         let (y, cache) = self.layers(&mut g, layers.clone(), x, &inputs)?;
         g.output("residual", y)?;
         for &tap in options.taps.iter().filter(|&&tap| layers.start < tap && tap < layers.end) {
@@ -618,11 +625,52 @@ impl CausalNetwork {
         let local =
             self.has_window(0..c.layers).then(|| g.input("mask_local", shape, DType::F32)).transpose()?;
         let x = self.embed(&mut g, ids)?;
-        let inputs = LayerInputs { positions, mask, mask_local: local, past: None };
+        let inputs = LayerInputs { positions, mask, mask_local: local, past: None, added: None };
         let (x, _) = self.layers(&mut g, 0..c.layers, x, &inputs)?;
         let x = self.final_norm(&mut g, x)?;
         let logits = self.head(&mut g, x)?;
         g.output("logits", logits)?;
+        Ok(g)
+    }
+
+    /// The whole network over one text with a cache that can be differentiated.
+    ///
+    /// Inputs: `ids` `[1, T]`, `positions` `[1, T]`, `mask` and, if a layer has a window, `mask_local`
+    /// `[1, 1, T, L+T]`; `past_key.{layer}` and `past_value.{layer}` `[1, kv_heads, L, head_dim]`, keys rotated;
+    /// `added_key.{layer}` and `added_value.{layer}` `[1, T, kv_heads head_dim]`, which are added to the rows' own
+    /// keys after rotation and to their own values, so that at 0 they change nothing and their gradient is that of the
+    /// rows' own entries. Outputs: `logits` `[1, T, V]`, `key.{layer}` and `value.{layer}`
+    /// `[1, kv_heads, L+T, head_dim]`.
+    pub fn adaptable(&self) -> Result<Graph> {
+        let c = &self.config;
+        let mut g = Graph::new(format!("{} with a cache that moves", c.family));
+        let (rows, past) = (Dim::symbol("T"), Dim::symbol("L"));
+        let ids = g.input("ids", vec![1.into(), rows.clone()], DType::I64)?;
+        let positions = g.input("positions", vec![1.into(), rows.clone()], DType::I64)?;
+        let shape: Vec<Dim> = vec![1.into(), 1.into(), rows.clone(), &past + &rows];
+        let mask = g.input("mask", shape.clone(), DType::F32)?;
+        let mask_local =
+            self.has_window(0..c.layers).then(|| g.input("mask_local", shape, DType::F32)).transpose()?;
+        let mut pair = |kind: &str, layer: usize, shape: Vec<Dim>| -> Result<(Value, Value)> {
+            let keys = g.input(&format!("{kind}_key.{layer}"), shape.clone(), DType::F32)?;
+            Ok((keys, g.input(&format!("{kind}_value.{layer}"), shape, DType::F32)?))
+        };
+        let (mut cache, mut added) = (Vec::new(), Vec::new());
+        for layer in 0..c.layers {
+            let cached = vec![1.into(), c.kv_heads.into(), past.clone(), c.head_dim.into()];
+            cache.push(pair("past", layer, cached)?);
+            added.push(pair("added", layer, vec![1.into(), rows.clone(), (c.kv_heads * c.head_dim).into()])?);
+        }
+        let x = self.embed(&mut g, ids)?;
+        let inputs = LayerInputs { positions, mask, mask_local, past: Some(cache), added: Some(added) };
+        let (x, cache) = self.layers(&mut g, 0..c.layers, x, &inputs)?;
+        let x = self.final_norm(&mut g, x)?;
+        let logits = self.head(&mut g, x)?;
+        g.output("logits", logits)?;
+        for (layer, (keys, values)) in cache.into_iter().enumerate() {
+            g.output(&format!("key.{layer}"), keys)?;
+            g.output(&format!("value.{layer}"), values)?;
+        }
         Ok(g)
     }
 }

@@ -184,7 +184,7 @@ impl MaskedNetwork for Bidirectional {
         let mut g = Graph::new(format!("{} body", c.family));
         let Inputs { ids, positions, mask, past: before } = Inputs::new(&mut g, &shape, past)?;
         let x = self.network.embed(&mut g, ids)?;
-        let inputs = LayerInputs { positions, mask, mask_local: None, past: before };
+        let inputs = LayerInputs { positions, mask, mask_local: None, past: before, added: None };
         let (x, cache) = self.network.layers(&mut g, 0..c.layers, x, &inputs)?;
         let x = self.network.final_norm(&mut g, x)?;
         give(&mut g, x, &cache, past)?;

@@ -10,6 +10,7 @@ use pilotfish_diffusion::{
     AdaBlock, BlockCache, Blocks, Cache, Canvas, Cut, Diffusion, DiffusionConfig, Fixed, FreeDaveConfig,
     Generation, Noise, Revision, Score, Window,
 };
+use pilotfish_model::toy::TabularMasked;
 use pilotfish_model::{LogitForm, MaskedBatch, MaskedModel, Token};
 use proptest::prelude::*;
 
@@ -71,13 +72,31 @@ fn localleap_reduces_to_thresholds() {
 
 #[test]
 fn localleap_needs_fewer_passes_where_predictions_do_not_change() {
-    // Position-independent confidences: .95, .8, .8, .6, .8, .5 once each position is certain of its token.
-    let mut model = Ideal::certain(vec![0, 1, 2, 3], 4).unwrap();
-    let canvas = model.canvas();
+    // Six independent positions, surest token 0 with these probabilities, whatever else is visible.
+    let sure = [0.95, 0.8, 0.8, 0.6, 0.8, 0.5];
+    let joint: Vec<f64> = (0..64usize)
+        .map(|text| {
+            (0..6).map(|at| if text >> (5 - at) & 1 == 0 { sure[at] } else { 1.0 - sure[at] }).product()
+        })
+        .collect();
+    let mut model = TabularMasked::new(2, 6, joint).unwrap();
+    let canvas = Canvas::after(&[], 6, model.mask());
     let mut decoder = Diffusion::new(&mut model, DiffusionConfig::default()).unwrap();
-    let leap = decoder.generate(&canvas, &mut LocalLeap::new(LocalLeapConfig::default()).unwrap()).unwrap();
-    let threshold = decoder.generate(&canvas, &mut Threshold::default()).unwrap();
-    assert!(leap.forwards() <= threshold.forwards() && leap.forwards() >= 1);
+    let mut passes = |policy: &mut dyn Policy| -> Vec<usize> {
+        let text = decoder.generate(&canvas, policy).unwrap();
+        assert_eq!(text.tokens[..5], [0; 5]);
+        text.steps.iter().map(|step| step.commits.len()).collect()
+    };
+    // The threshold takes the anchor, and after it nothing is sure enough.
+    assert_eq!(passes(&mut Threshold { gamma: 0.9 }), [1; 6]);
+    let mut leap =
+        |radius| passes(&mut LocalLeap::new(LocalLeapConfig { anchor: 0.9, relaxed: 0.75, radius }).unwrap());
+    // Neighbours of the anchor that reach .75: none, one, two, and the one at distance 4 too. Later passes have no
+    // anchor: what is visible is none.
+    assert_eq!(leap(0), [1; 6]);
+    assert_eq!(leap(1), [2, 1, 1, 1, 1]);
+    assert_eq!(leap(2), [3, 1, 1, 1]);
+    assert_eq!(leap(4), [4, 1, 1]);
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! One method an operation, so that an architecture reads like its formulas.
 
 use crate::{
-    BinaryOp, DType, Dim, Graph, Literal, Op, ReduceOp, Result, RopeScaling, Storage, UnaryOp, Value,
+    BinaryOp, DType, Dim, Graph, GraphError, Literal, Op, ReduceOp, Result, RopeScaling, Storage, UnaryOp,
+    Value,
 };
 
 /// Settings of [`Graph::attention`]; see [`Op::Attention`].
@@ -125,6 +126,31 @@ impl Graph {
     pub fn linear(&mut self, x: Value, weight: Value, bias: Option<Value>) -> Result<Value> {
         let inputs: Vec<Value> = [x, weight].into_iter().chain(bias).collect();
         self.one(Op::Linear(Storage::F32), &inputs)
+    }
+
+    /// A sum over experts: `y = sum_e factors_e W_e x`, of `x` `[.., ins]`, `factors` `[.., experts]` (0 for experts that
+    /// a row does not use) and the experts' matrices on top of each other, `[experts * outs, ins]`. A reader that knows
+    /// the pattern computes only the experts that some row uses.
+    ///
+    /// # Errors
+    /// Operands that do not fit.
+    pub fn experts(&mut self, x: Value, factors: Value, weight: Value) -> Result<Value> {
+        let rank = self.shape(factors).rank();
+        let last = |g: &Self, value: Value, at: usize| g.shape(value).dims().get(at).and_then(Dim::fixed);
+        let count = rank.checked_sub(1).and_then(|axis| last(self, factors, axis)).unwrap_or(0);
+        let all = last(self, weight, 0).unwrap_or(0);
+        if count == 0 || all % count != 0 {
+            let why = format!("{all} rows of weights are not those of {count} experts");
+            return Err(GraphError::Tensor { name: self.info(weight).name.clone(), why });
+        }
+        let products = self.linear(x, weight, None)?;
+        let mut dims = self.shape(factors).dims().to_vec();
+        dims.push((all / count).into());
+        let products = self.reshape(products, dims.clone())?;
+        dims[rank] = 1.into();
+        let factors = self.reshape(factors, dims)?;
+        let scaled = self.mul(products, factors)?;
+        self.reduce(ReduceOp::Sum, scaled, rank - 1, false)
     }
 
     /// See [`Op::Embedding`].

@@ -21,7 +21,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::ops::AddAssign;
 
-use crate::{Graph, GraphError, Mark, Node, NodeId, Op, Producer, Result, Storage, Value};
+use crate::{Graph, GraphError, Kept, Mark, Node, NodeId, Op, Producer, Result, Storage, Value};
 
 /// What a node, a part of a graph or a whole graph costs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,6 +123,22 @@ fn stored(shape: &[usize], storage: Storage) -> u64 {
     }
 }
 
+impl Kept {
+    /// Bits a weight.
+    fn bits(self) -> u64 {
+        match self {
+            Self::F32 => 32,
+            Self::Bf16 => 16,
+            Self::Int8 => 8,
+        }
+    }
+
+    /// Bytes of scales.
+    fn scales(self, outs: u64) -> u64 {
+        if self == Self::Int8 { outs.saturating_mul(4) } else { 0 }
+    }
+}
+
 impl Storage {
     /// Bytes of a matrix `[outs, ins]` stored this way, scales and zero points included.
     pub fn bytes(self, outs: usize, ins: usize) -> u64 {
@@ -133,14 +149,18 @@ impl Storage {
             outs.saturating_mul(row)
         };
         match self {
-            Self::F32 => 4u64.saturating_mul(outs).saturating_mul(ins),
+            Self::F32 | Self::Rows => 4u64.saturating_mul(outs).saturating_mul(ins),
             Self::Int4 { block } => blocks(4, block),
             Self::Int8 { block } => blocks(8, block),
             Self::Bf16 => 2u64.saturating_mul(outs).saturating_mul(ins),
             // Each with an index of half a byte, of five bits in groups above 16.
-            Self::Sparse { keep, group } => {
-                let kept = outs.saturating_mul(ins.div_ceil((group as u64).max(1)) * keep as u64);
-                kept.saturating_mul(if group > 16 { 37 } else { 36 }).div_ceil(8)
+            Self::Sparse { keep, group, kept } => {
+                let count = outs.saturating_mul(ins.div_ceil((group as u64).max(1)) * keep as u64);
+                let bits = kept.bits() + if group > 16 { 5 } else { 4 };
+                count.saturating_mul(bits).div_ceil(8).saturating_add(kept.scales(outs))
+            }
+            Self::Columns { kept } => {
+                (kept.bits() / 8).saturating_mul(outs).saturating_mul(ins).saturating_add(kept.scales(outs))
             }
         }
     }

@@ -67,6 +67,8 @@ pub struct Node {
 pub enum Mark {
     /// The residual stream after `l` layers; 0 is the embedding.
     Residual(usize),
+    /// The residual stream after the attention of layer `l`, counted from 0, and before its MLP.
+    Attended(usize),
     /// The state after the final norm.
     FinalNormed,
     /// The logits.

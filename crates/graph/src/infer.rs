@@ -164,7 +164,7 @@ pub(crate) fn infer(op: &Op, operands: &[Operand]) -> Inferred {
             {
                 return Err(format!("blocks of {block}; 16, 32, 64 and 128 exist"));
             }
-            if let Storage::Sparse { keep, group } = storage
+            if let Storage::Sparse { keep, group, .. } = storage
                 && !(1 <= *keep && keep <= group && *group <= 32 && inner % group == 0)
             {
                 return Err(format!("{keep} of {group}: 1 <= N <= M <= 32 and M divides {inner} inputs"));

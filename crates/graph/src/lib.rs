@@ -34,5 +34,5 @@ pub use dim::{Dim, Shape};
 pub use error::{GraphError, Result};
 pub use feed::Feed;
 pub use graph::{Graph, Mark, Node, NodeId, Param, ParamId, Producer, Value, ValueInfo};
-pub use op::{BinaryOp, Custom, DType, Literal, Op, ReduceOp, RopeScaling, Setting, Storage, UnaryOp};
+pub use op::{BinaryOp, Custom, DType, Kept, Literal, Op, ReduceOp, RopeScaling, Setting, Storage, UnaryOp};
 pub use tensor::{Tensor, TensorSource};

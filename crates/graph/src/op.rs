@@ -13,6 +13,30 @@ pub enum DType {
     Bool,
 }
 
+/// What the weights of a packed matrix are kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kept {
+    /// Four bytes.
+    #[default]
+    F32,
+    /// Two bytes, rounded to the nearest.
+    Bf16,
+    /// One byte, and an f32 scale for each output: `w = q scale` with `|q| <= 127`.
+    Int8,
+}
+
+impl Kept {
+    /// What a storage's name ends in.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::F32 => "",
+            Self::Bf16 => "-bf16",
+            Self::Int8 => "-int8",
+        }
+    }
+}
+
 /// How a [`Op::Linear`]'s matrix is stored and multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -34,14 +58,25 @@ pub enum Storage {
     },
     /// Dense bf16, rounded to the nearest; exact for checkpoints that were published so.
     Bf16,
-    /// The `keep` weights of largest magnitude of each `group` consecutive inputs, in f32; exact for matrices
-    /// that were pruned to this pattern before.
+    /// The `keep` weights of largest magnitude of each `group` consecutive inputs; which they are is exact for
+    /// matrices that were pruned to this pattern before.
     Sparse {
         /// N: weights kept, 1 to `group`.
         keep: usize,
         /// M: inputs a group, at most 32; divides the inputs.
         group: usize,
+        /// What the weights are kept in.
+        kept: Kept,
     },
+    /// All weights, by columns: a kernel that has this storage does not read the columns of inputs that are zero
+    /// in every row. For inputs that a gate has thinned out; the product is that of any storage.
+    Columns {
+        /// What the weights are kept in.
+        kept: Kept,
+    },
+    /// All weights in f32, by rows: a kernel that has this storage does not compute outputs of a gated layer that its
+    /// gate drops in every row. For up projections; the product is that of [`Storage::F32`].
+    Rows,
 }
 
 impl std::fmt::Display for Storage {
@@ -51,7 +86,9 @@ impl std::fmt::Display for Storage {
             Self::Int4 { block } => write!(f, "int4x{block}"),
             Self::Int8 { block } => write!(f, "int8x{block}"),
             Self::Bf16 => f.write_str("bf16"),
-            Self::Sparse { keep, group } => write!(f, "{keep}of{group}"),
+            Self::Sparse { keep, group, kept } => write!(f, "{keep}of{group}{}", kept.suffix()),
+            Self::Rows => f.write_str("rows"),
+            Self::Columns { kept } => write!(f, "columns{}", kept.suffix()),
         }
     }
 }

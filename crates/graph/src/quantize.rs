@@ -6,7 +6,7 @@
 //! exact, and the error is at most half a scale (a whole one where rounding the zero point clips the end of
 //! the range).
 
-use crate::{GraphError, Result, Storage, Tensor};
+use crate::{GraphError, Kept, Result, Storage, Tensor};
 
 /// A quantised matrix, packed as ONNX Runtime's `MatMulNBits` wants it.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,26 +99,29 @@ pub fn dequantize(quantized: &Quantized) -> Vec<f32> {
     out
 }
 
-/// The tensor that a matrix `[out, in]` stored in bf16 or pruned stands for, computed when it is read; the tensor
-/// itself for every other storage.
+/// The tensor that a matrix `[out, in]` stored in bf16, pruned or by columns stands for, computed when it is read; the
+/// tensor itself for every other storage.
 pub fn rounded(tensor: &Tensor, storage: Storage) -> Tensor {
     let ins = tensor.shape().last().copied().unwrap_or(1).max(1);
     match storage {
-        Storage::Bf16 | Storage::Sparse { .. } => tensor.derive(tensor.shape(), move |tensor, rows| {
-            let mut values = tensor.rows(rows)?;
-            round(&mut values, ins, storage);
-            Ok(values)
-        }),
+        Storage::Bf16 | Storage::Sparse { .. } | Storage::Columns { .. } => {
+            tensor.derive(tensor.shape(), move |tensor, rows| {
+                let mut values = tensor.rows(rows)?;
+                round(&mut values, ins, storage);
+                Ok(values)
+            })
+        }
         _ => tensor.clone(),
     }
 }
 
-/// Rounds rows of `ins` numbers to bf16, or sets all but the largest of each group to zero (of equal ones the
-/// first are kept). Other storages leave them alone.
+/// Rounds rows of `ins` numbers to what is kept of them, or sets all but the largest of each group to zero first (of
+/// equal ones the first are kept). Storages in blocks leave them alone.
 pub fn round(values: &mut [f32], ins: usize, storage: Storage) {
     match storage {
-        Storage::Bf16 => values.iter_mut().for_each(|value| *value = half::bf16::from_f32(*value).to_f32()),
-        Storage::Sparse { keep, group } if group > 0 => {
+        Storage::Bf16 => round_to(values, ins, Kept::Bf16),
+        Storage::Columns { kept } => round_to(values, ins, kept),
+        Storage::Sparse { keep, group, kept } if group > 0 => {
             let mut order = Vec::with_capacity(group);
             for group in values.chunks_mut(ins.max(1)).flat_map(|row| row.chunks_mut(group)) {
                 order.clear();
@@ -126,8 +129,26 @@ pub fn round(values: &mut [f32], ins: usize, storage: Storage) {
                 order.sort_by(|&a, &b| group[b].abs().total_cmp(&group[a].abs()));
                 order.iter().skip(keep).for_each(|&at| group[at] = 0.0);
             }
+            round_to(values, ins, kept);
         }
         _ => {}
+    }
+}
+
+/// Rounds rows of `ins` numbers; those in int8 share a scale, a 127th of the largest magnitude.
+fn round_to(values: &mut [f32], ins: usize, kept: Kept) {
+    match kept {
+        Kept::F32 => {}
+        Kept::Bf16 => values.iter_mut().for_each(|value| *value = half::bf16::from_f32(*value).to_f32()),
+        Kept::Int8 => {
+            for row in values.chunks_mut(ins.max(1)) {
+                let scale = row.iter().fold(0.0f32, |most, value| most.max(value.abs())) / 127.0;
+                // A scale that underflowed stands for zeros.
+                let code = |value: f32| (value / scale).round_ties_even().clamp(-127.0, 127.0);
+                row.iter_mut()
+                    .for_each(|value| *value = if scale > 0.0 { code(*value) * scale } else { 0.0 });
+            }
+        }
     }
 }
 
@@ -164,7 +185,7 @@ mod tests {
     #[test]
     fn the_largest_of_each_group_stay() {
         let tensor = Tensor::new([2, 4], vec![1.0, -3.0, 2.0, 0.5, 1.0, 1.0, 1.0, -1.0]).expect("fits");
-        let sparse = Storage::Sparse { keep: 2, group: 4 };
+        let sparse = Storage::Sparse { keep: 2, group: 4, kept: Kept::F32 };
         let want = [0.0, -3.0, 2.0, 0.0, 1.0, 1.0, 0.0, 0.0];
         let kept = rounded(&tensor, sparse);
         assert_eq!(&*kept.to_f32().expect("readable"), want);
@@ -172,6 +193,18 @@ mod tests {
         // 1 + 2^-8 lies between two bf16 and goes to the even one; 1 + 3 * 2^-8 to the one above.
         let tensor = Tensor::new([1, 3], vec![1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -2.0]).expect("fits");
         assert_eq!(&*rounded(&tensor, Storage::Bf16).to_f32().expect("readable"), [1.0, 1.015625, -2.0]);
+    }
+
+    #[test]
+    fn rows_in_int8_share_a_scale() {
+        // 254 is 127 steps of 2: 3 lies between 1 and 2 steps and goes to the even one, 101 to 50 and a half.
+        let tensor = Tensor::new([2, 4], vec![254.0, 3.0, -101.0, 5.0, 0.0, 0.0, 0.0, 0.0]).expect("fits");
+        let read = |storage| rounded(&tensor, storage).to_f32().expect("readable").into_owned();
+        let columns = read(Storage::Columns { kept: Kept::Int8 });
+        assert_eq!(columns, [254.0, 4.0, -100.0, 4.0, 0.0, 0.0, 0.0, 0.0]);
+        let sparse = read(Storage::Sparse { keep: 2, group: 4, kept: Kept::Int8 });
+        assert_eq!(sparse, [254.0, 0.0, -100.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(read(Storage::Columns { kept: Kept::Bf16 }), read(Storage::Bf16));
     }
 
     #[test]

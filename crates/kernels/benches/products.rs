@@ -50,7 +50,7 @@ fn products(c: &mut Criterion) {
         }
     }
     let (columns, neurons) =
-        (Columns::pack(&weights, OUTS, INS).unwrap(), Neurons::pack(&weights, OUTS, INS).unwrap());
+        (Columns::pack(&weights, OUTS, INS, Kept::F32).unwrap(), Neurons::pack(&weights, OUTS, INS).unwrap());
     for half in [1, 2] {
         let wanted: Vec<u32> = (0..OUTS as u32).step_by(half).collect();
         let active = Active {

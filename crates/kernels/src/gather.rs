@@ -7,10 +7,11 @@
 
 use crate::error::{area, finite, length};
 use crate::isa::{Isa, Level};
-use crate::lines::Lines;
+use crate::lines::{LINE, Lines};
 use crate::parallel::{Parallel, split};
 use crate::rows::{Group, Outputs, groups};
-use crate::{KernelError, Result};
+use crate::{Kept, KernelError, Result};
+use half::bf16;
 
 /// Outputs of a panel of columns: 1 KB, long enough to be worth a jump, short enough for sums to stay in registers.
 const PANEL: usize = 256;
@@ -69,17 +70,21 @@ fn ascending(what: &'static str, one: &'static str, indices: &[u32], len: usize)
     }
 }
 
-/// A matrix `[outs, ins]` in f32 by columns.
+/// A matrix `[outs, ins]` by columns.
+///
+/// Panels of 256 outputs; in each, one input after the other, and of each its weights to the panel's outputs. In int8 the
+/// outputs' scales follow the last panel, and a sum is scaled once it is whole.
 #[derive(Clone)]
 pub struct Columns<'a> {
     lines: Lines<'a>,
     outs: usize,
     ins: usize,
+    kept: Kept,
 }
 
 impl std::fmt::Debug for Columns<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Columns [{}, {}]", self.outs, self.ins)
+        write!(f, "Columns {:?} [{}, {}]", self.kept, self.outs, self.ins)
     }
 }
 
@@ -87,20 +92,46 @@ impl Columns<'static> {
     /// Packs a row-major matrix `[outs, ins]`.
     ///
     /// # Errors
-    /// A matrix without rows or columns or of another size, a weight that is not finite.
-    pub fn pack(weights: &[f32], outs: usize, ins: usize) -> Result<Self> {
+    /// A matrix without rows or columns or of another size, a weight that is not finite, also once it is rounded.
+    pub fn pack(weights: &[f32], outs: usize, ins: usize, kept: Kept) -> Result<Self> {
         length("weights", weights.len(), area(outs, ins)?)?;
         finite("weight", weights)?;
-        let mut lines = Lines::zeros(outs.next_multiple_of(STEP) * ins * 4);
-        let packed: &mut [f32] = lines.get_mut();
+        let mut lines = Lines::zeros(Self::packed_bytes(outs, ins, kept));
+        let (bytes, size): (&mut [u8], _) = (lines.get_mut(), kept.bytes());
+        let scales = scales_at(outs, ins, kept);
         for (out, row) in weights.chunks_exact(ins).enumerate() {
             let (start, width) = panel(outs, out / PANEL);
+            let scale = row.iter().fold(0.0f32, |most, w| most.max(w.abs())) / 127.0;
+            if kept == Kept::Int8 {
+                bytes[scales + 4 * out..][..4].copy_from_slice(&scale.to_le_bytes());
+            }
             for (k, &w) in row.iter().enumerate() {
-                packed[start * ins + k * width + out - start] = w;
+                let to = &mut bytes[(start * ins + k * width + out - start) * size..][..size];
+                match kept {
+                    Kept::F32 => to.copy_from_slice(&w.to_le_bytes()),
+                    Kept::Bf16 => {
+                        let rounded = bf16::from_f32(w);
+                        if !rounded.is_finite() {
+                            let index = out * ins + k;
+                            return Err(KernelError::NotFinite { what: "weight in bf16", index, value: w });
+                        }
+                        to.copy_from_slice(&rounded.to_le_bytes());
+                    }
+                    Kept::Int8 => {
+                        // A scale that underflowed stands for zeros.
+                        let q = if scale > 0.0 { (w / scale).round_ties_even() } else { 0.0 };
+                        to[0] = q.clamp(-127.0, 127.0) as i8 as u8;
+                    }
+                }
             }
         }
-        Ok(Self { lines, outs, ins })
+        Ok(Self { lines, outs, ins, kept })
     }
+}
+
+/// Where the scales of outputs begin, in bytes.
+fn scales_at(outs: usize, ins: usize, kept: Kept) -> usize {
+    (outs.next_multiple_of(STEP) * ins * kept.bytes()).next_multiple_of(LINE)
 }
 
 /// First output of a panel, and its width with padding.
@@ -109,7 +140,27 @@ fn panel(outs: usize, panel: usize) -> (usize, usize) {
     (start, PANEL.min(outs.next_multiple_of(STEP) - start))
 }
 
-impl Columns<'_> {
+impl<'a> Columns<'a> {
+    /// A matrix that was packed before, from [`packed`](Self::packed) bytes. They are used where they lie if they begin
+    /// on a cache line, and copied otherwise. Their numbers are taken as they are.
+    ///
+    /// # Errors
+    /// Another number of bytes than such a matrix has.
+    pub fn from_packed(bytes: &'a [u8], outs: usize, ins: usize, kept: Kept) -> Result<Self> {
+        area(outs, ins)?;
+        let lines = Lines::from_bytes(bytes, Self::packed_bytes(outs, ins, kept))?;
+        Ok(Self { lines, outs, ins, kept })
+    }
+
+    /// Bytes of such a matrix when packed; 0 for one that is refused.
+    pub fn packed_bytes(outs: usize, ins: usize, kept: Kept) -> usize {
+        let scales = if kept == Kept::Int8 { outs.next_multiple_of(STEP) * 4 } else { 0 };
+        match area(outs, ins) {
+            Ok(_) => (scales_at(outs, ins, kept) + scales).next_multiple_of(LINE),
+            Err(_) => 0,
+        }
+    }
+
     /// `[outs, ins]`.
     pub fn shape(&self) -> [usize; 2] {
         [self.outs, self.ins]
@@ -122,16 +173,35 @@ impl Columns<'_> {
 
     /// Bytes of weights that a call with so many active inputs reads.
     pub fn bytes(&self, active: usize) -> usize {
-        self.outs.next_multiple_of(STEP) * 4 * active
+        self.outs.next_multiple_of(STEP) * self.kept.bytes() * active
+    }
+
+    /// The weight at a place of the packed ones, without its scale.
+    fn weight(&self, at: usize) -> f32 {
+        let bytes = &self.lines.get::<u8>()[at * self.kept.bytes()..];
+        match self.kept {
+            Kept::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            Kept::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+            Kept::Int8 => f32::from(bytes[0] as i8),
+        }
+    }
+
+    /// Scales of outputs, to the next multiple of 16 of them; nothing unless weights are in int8.
+    fn scales(&self) -> &[f32] {
+        match self.kept {
+            Kept::Int8 => &self.lines.get::<f32>()[scales_at(self.outs, self.ins, self.kept) / 4..],
+            _ => &[],
+        }
     }
 
     /// The row-major matrix `[outs, ins]`.
     pub fn unpack(&self) -> Vec<f32> {
-        let packed = self.lines.get::<f32>();
         let mut weights = Vec::with_capacity(self.outs * self.ins);
         for out in 0..self.outs {
             let (start, width) = panel(self.outs, out / PANEL);
-            weights.extend((0..self.ins).map(|k| packed[start * self.ins + k * width + out - start]));
+            let scale = self.scales().get(out).copied().unwrap_or(1.0);
+            let one = |k: usize| self.weight(start * self.ins + k * width + out - start) * scale;
+            weights.extend((0..self.ins).map(one));
         }
         weights
     }
@@ -157,17 +227,15 @@ impl Columns<'_> {
         let groups = groups(active.rows, 8);
         let outputs = Outputs::new(y, self.outs);
         let panels = self.outs.div_ceil(PANEL);
-        let packed = self.lines.get::<f32>();
         let least = LEAST / (PANEL * active.indices.len().max(1)) + 1;
         split(threads, panels, least, &|range| {
             for at in range {
                 let (start, width) = panel(self.outs, at);
-                let weights = &packed[start * self.ins..(start + width) * self.ins];
                 for group in &groups {
                     // SAFETY: these columns belong to this panel, and the tile fills no others.
                     unsafe {
                         outputs.tile(*group, start, width, false, |y, stride| {
-                            columns(isa, weights, width, active, *group, y, stride);
+                            self.panel(isa, start, width, active, *group, y, stride);
                         });
                     }
                 }
@@ -175,51 +243,61 @@ impl Columns<'_> {
         });
         Ok(())
     }
-}
 
-/// A panel and a group of rows.
-///
-/// # Safety
-/// `y` leads to as many rows as the group has, `stride` apart, of `width` numbers; indices were checked.
-unsafe fn columns(
-    isa: Isa,
-    weights: &[f32],
-    width: usize,
-    active: &Active,
-    group: Group,
-    y: *mut f32,
-    stride: usize,
-) {
-    let count = active.indices.len();
-    let x = &active.values[group.start * count..(group.start + group.rows) * count];
-    match isa.0 {
-        Level::Scalar => {
-            for row in 0..group.rows {
-                for lane in 0..width {
-                    let mut sum = 0.0f32;
-                    for (&k, &x) in active.indices.iter().zip(&x[row * count..]) {
-                        sum = weights[k as usize * width + lane].mul_add(x, sum);
+    /// A panel and a group of rows.
+    ///
+    /// # Safety
+    /// `y` leads to as many rows as the group has, `stride` apart, of `width` numbers; `start` and `width` are those of a
+    /// panel, and indices were checked.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn panel(
+        &self,
+        isa: Isa,
+        start: usize,
+        width: usize,
+        active: &Active,
+        group: Group,
+        y: *mut f32,
+        stride: usize,
+    ) {
+        let count = active.indices.len();
+        let x = &active.values[group.start * count..(group.start + group.rows) * count];
+        let scales = self.scales();
+        match isa.0 {
+            Level::Scalar => {
+                for row in 0..group.rows {
+                    for lane in 0..width {
+                        let mut sum = 0.0f32;
+                        for (&k, &x) in active.indices.iter().zip(&x[row * count..]) {
+                            sum = self.weight(start * self.ins + k as usize * width + lane).mul_add(x, sum);
+                        }
+                        if let Some(scale) = scales.get(start + lane) {
+                            sum *= scale;
+                        }
+                        // SAFETY: by the caller's promise.
+                        unsafe { *y.add(row * stride + lane) = sum };
                     }
-                    // SAFETY: by the caller's promise.
-                    unsafe { *y.add(row * stride + lane) = sum };
                 }
             }
-        }
-        #[cfg(target_arch = "x86_64")]
-        level => {
-            let job = x86::Job {
-                weights: weights.as_ptr(),
-                width,
-                indices: &active.indices,
-                x: x.as_ptr(),
-                y,
-                stride,
-            };
-            // SAFETY: the level was detected; indices are below the number of columns.
-            unsafe {
-                match level {
-                    Level::Avx512 => x86::columns_512(group.rows, &job),
-                    _ => x86::columns_256(group.rows, &job),
+            #[cfg(target_arch = "x86_64")]
+            level => {
+                let bytes = self.lines.get::<u8>();
+                assert!((start + width) * self.ins * self.kept.bytes() <= bytes.len());
+                let job = x86::Job {
+                    weights: bytes[start * self.ins * self.kept.bytes()..].as_ptr(),
+                    scales: scales.as_ptr().wrapping_add(start),
+                    width,
+                    indices: &active.indices,
+                    x: x.as_ptr(),
+                    y,
+                    stride,
+                };
+                // SAFETY: the level was detected; indices are below the number of columns.
+                unsafe {
+                    match level {
+                        Level::Avx512 => x86::columns_512(group.rows, self.kept, &job),
+                        _ => x86::columns_256(group.rows, self.kept, &job),
+                    }
                 }
             }
         }
@@ -261,7 +339,21 @@ impl Neurons<'static> {
     }
 }
 
-impl Neurons<'_> {
+impl<'a> Neurons<'a> {
+    /// A matrix that was packed before, as [`Columns::from_packed`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_packed(bytes: &'a [u8], outs: usize, ins: usize) -> Result<Self> {
+        area(outs, ins)?;
+        Ok(Self { lines: Lines::from_bytes(bytes, Self::packed_bytes(outs, ins))?, outs, ins })
+    }
+
+    /// Bytes of such a matrix when packed; 0 for one that is refused.
+    pub fn packed_bytes(outs: usize, ins: usize) -> usize {
+        area(outs, ins).map_or(0, |_| outs * ins.next_multiple_of(SUMS) * 4)
+    }
+
     /// `[outs, ins]`.
     pub fn shape(&self) -> [usize; 2] {
         [self.outs, self.ins]
@@ -371,13 +463,22 @@ unsafe fn dots(isa: Isa, weights: &[f32], x: &[f32], rows: usize, y: *mut f32, s
 mod x86 {
     use std::arch::x86_64::*;
 
+    use super::PANEL;
+    use crate::Kept;
     use crate::simd::Lanes;
 
     /// Active inputs ahead of the one being read whose columns are asked for.
-    const AHEAD: usize = 4;
+    const AHEAD: usize = 8;
+    /// Columns that are added together, so that sums in memory are read and written once for all.
+    const FUSED: usize = 4;
+
+    const F32: u8 = 0;
+    const BF16: u8 = 1;
+    const INT8: u8 = 2;
 
     pub(super) struct Job<'a> {
-        pub weights: *const f32,
+        pub weights: *const u8,
+        pub scales: *const f32,
         pub width: usize,
         pub indices: &'a [u32],
         pub x: *const f32,
@@ -385,22 +486,59 @@ mod x86 {
         pub stride: usize,
     }
 
-    /// `R` rows and `N` vectors of outputs from `first` on.
+    const fn size(kept: u8) -> usize {
+        match kept {
+            F32 => 4,
+            BF16 => 2,
+            _ => 1,
+        }
+    }
+
     #[inline(always)]
-    unsafe fn tile<V: Lanes, const R: usize, const N: usize>(job: &Job<'_>, first: usize) {
+    unsafe fn load<V: Lanes, const KEPT: u8>(from: *const u8) -> V {
+        unsafe {
+            match KEPT {
+                F32 => V::load(from.cast()),
+                BF16 => V::load_half(from.cast()),
+                _ => V::load_bytes(from.cast()),
+            }
+        }
+    }
+
+    impl Job<'_> {
+        /// The column of the `at`-th active input; of the last one beyond the end.
+        #[inline(always)]
+        unsafe fn column<const KEPT: u8>(&self, at: usize) -> *const u8 {
+            unsafe {
+                let k = *self.indices.get_unchecked(at.min(self.indices.len() - 1)) as usize;
+                self.weights.add(k * self.width * size(KEPT))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn put<V: Lanes, const KEPT: u8>(&self, row: usize, out: usize, sum: V) {
+            unsafe {
+                let sum = if KEPT == INT8 { sum.mul(V::load(self.scales.add(out))) } else { sum };
+                sum.store(self.y.add(row * self.stride + out));
+            }
+        }
+    }
+
+    /// `R` rows and `N` vectors of outputs from `first` on, sums in registers.
+    #[inline(always)]
+    unsafe fn tile<V: Lanes, const R: usize, const N: usize, const KEPT: u8>(job: &Job<'_>, first: usize) {
         unsafe {
             let count = job.indices.len();
             let mut sums = [[V::zero(); N]; R];
             for at in 0..count {
-                let ahead = *job.indices.get_unchecked((at + AHEAD).min(count - 1)) as usize;
-                let ahead = job.weights.wrapping_add(ahead * job.width + first);
-                for line in 0..(N * V::LANES).div_ceil(16) {
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(16 * line).cast());
+                let ahead = job.column::<KEPT>(at + AHEAD).wrapping_add(first * size(KEPT));
+                for line in 0..(N * V::LANES * size(KEPT)).div_ceil(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
                 }
-                let from = job.weights.add(*job.indices.get_unchecked(at) as usize * job.width + first);
+                let from = job.column::<KEPT>(at).add(first * size(KEPT));
                 let mut weights = [V::zero(); N];
                 for n in 0..N {
-                    weights[n] = V::load(from.add(n * V::LANES));
+                    weights[n] = load::<V, KEPT>(from.add(n * V::LANES * size(KEPT)));
                 }
                 for r in 0..R {
                     let x = V::splat(*job.x.add(r * count + at));
@@ -411,7 +549,7 @@ mod x86 {
             }
             for r in 0..R {
                 for n in 0..N {
-                    sums[r][n].store(job.y.add(r * job.stride + first + n * V::LANES));
+                    job.put::<V, KEPT>(r, first + n * V::LANES, sums[r][n]);
                 }
             }
         }
@@ -419,20 +557,97 @@ mod x86 {
 
     /// The whole width in steps of `N` vectors, then of two and one.
     #[inline(always)]
-    unsafe fn steps<V: Lanes, const R: usize, const N: usize>(job: &Job<'_>) {
+    unsafe fn steps<V: Lanes, const R: usize, const N: usize, const KEPT: u8>(job: &Job<'_>) {
         unsafe {
             let mut first = 0;
             while first + N * V::LANES <= job.width {
-                tile::<V, R, N>(job, first);
+                tile::<V, R, N, KEPT>(job, first);
                 first += N * V::LANES;
             }
             while first + 2 * V::LANES <= job.width {
-                tile::<V, R, 2>(job, first);
+                tile::<V, R, 2, KEPT>(job, first);
                 first += 2 * V::LANES;
             }
             while first < job.width {
-                tile::<V, R, 1>(job, first);
+                tile::<V, R, 1, KEPT>(job, first);
                 first += V::LANES;
+            }
+        }
+    }
+
+    /// `R` rows and the whole width, sums in memory: a column is read from end to end, four at a time. The order of
+    /// additions is that of [`tile`].
+    #[inline(always)]
+    unsafe fn fused<V: Lanes, const R: usize, const KEPT: u8>(job: &Job<'_>) {
+        unsafe {
+            let (count, mut sums) = (job.indices.len(), [[0.0f32; PANEL]; R]);
+            let mut at = 0;
+            while at < count {
+                let taken = FUSED.min(count - at);
+                let (mut from, mut ahead) = ([job.weights; FUSED], [job.weights; FUSED]);
+                let mut x = [[V::zero(); FUSED]; R];
+                for c in 0..taken {
+                    from[c] = job.column::<KEPT>(at + c);
+                    ahead[c] = job.column::<KEPT>(at + c + AHEAD);
+                    for r in 0..R {
+                        x[r][c] = V::splat(*job.x.add(r * count + at + c));
+                    }
+                }
+                // Columns are whole lines but in the narrowest panels.
+                for line in 0..(job.width * size(KEPT)).div_ceil(64) {
+                    for c in 0..taken {
+                        _mm_prefetch::<_MM_HINT_T0>(ahead[c].wrapping_add(64 * line).cast());
+                    }
+                    let outs = 64 / size(KEPT);
+                    let mut out = line * outs;
+                    while out < ((line + 1) * outs).min(job.width) {
+                        let mut sum = [V::zero(); R];
+                        for r in 0..R {
+                            sum[r] = V::load(sums[r].as_ptr().add(out));
+                        }
+                        if taken == FUSED {
+                            for c in 0..FUSED {
+                                let w = load::<V, KEPT>(from[c].add(out * size(KEPT)));
+                                for r in 0..R {
+                                    sum[r] = w.fma(x[r][c], sum[r]);
+                                }
+                            }
+                        } else {
+                            for c in 0..taken {
+                                let w = load::<V, KEPT>(from[c].add(out * size(KEPT)));
+                                for r in 0..R {
+                                    sum[r] = w.fma(x[r][c], sum[r]);
+                                }
+                            }
+                        }
+                        for r in 0..R {
+                            sum[r].store(sums[r].as_mut_ptr().add(out));
+                        }
+                        out += V::LANES;
+                    }
+                }
+                at += taken;
+            }
+            for r in 0..R {
+                for out in (0..job.width).step_by(V::LANES) {
+                    job.put::<V, KEPT>(r, out, V::load(sums[r].as_ptr().add(out)));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rows_512<const KEPT: u8>(rows: usize, job: &Job<'_>) {
+        unsafe {
+            match rows {
+                1 => steps::<__m512, 1, 16, KEPT>(job),
+                2 => steps::<__m512, 2, 8, KEPT>(job),
+                3 => steps::<__m512, 3, 4, KEPT>(job),
+                4 => steps::<__m512, 4, 4, KEPT>(job),
+                5 => steps::<__m512, 5, 4, KEPT>(job),
+                6 => steps::<__m512, 6, 4, KEPT>(job),
+                7 => steps::<__m512, 7, 2, KEPT>(job),
+                _ => steps::<__m512, 8, 2, KEPT>(job),
             }
         }
     }
@@ -440,17 +655,28 @@ mod x86 {
     /// # Safety
     /// AVX-512; the job's pointers lead to what it describes.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub(super) unsafe fn columns_512(rows: usize, job: &Job<'_>) {
+    pub(super) unsafe fn columns_512(rows: usize, kept: Kept, job: &Job<'_>) {
+        unsafe {
+            match kept {
+                Kept::F32 => rows_512::<F32>(rows, job),
+                Kept::Bf16 => rows_512::<BF16>(rows, job),
+                Kept::Int8 => rows_512::<INT8>(rows, job),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rows_256<const KEPT: u8>(rows: usize, job: &Job<'_>) {
         unsafe {
             match rows {
-                1 => steps::<__m512, 1, 16>(job),
-                2 => steps::<__m512, 2, 8>(job),
-                3 => steps::<__m512, 3, 4>(job),
-                4 => steps::<__m512, 4, 4>(job),
-                5 => steps::<__m512, 5, 4>(job),
-                6 => steps::<__m512, 6, 4>(job),
-                7 => steps::<__m512, 7, 2>(job),
-                _ => steps::<__m512, 8, 2>(job),
+                1 => fused::<__m256, 1, KEPT>(job),
+                2 => fused::<__m256, 2, KEPT>(job),
+                3 => steps::<__m256, 3, 2, KEPT>(job),
+                4 => steps::<__m256, 4, 2, KEPT>(job),
+                5 => steps::<__m256, 5, 2, KEPT>(job),
+                6 => steps::<__m256, 6, 1, KEPT>(job),
+                7 => steps::<__m256, 7, 1, KEPT>(job),
+                _ => steps::<__m256, 8, 1, KEPT>(job),
             }
         }
     }
@@ -458,17 +684,12 @@ mod x86 {
     /// # Safety
     /// AVX2 and FMA; the job's pointers lead to what it describes.
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn columns_256(rows: usize, job: &Job<'_>) {
+    pub(super) unsafe fn columns_256(rows: usize, kept: Kept, job: &Job<'_>) {
         unsafe {
-            match rows {
-                1 => steps::<__m256, 1, 8>(job),
-                2 => steps::<__m256, 2, 4>(job),
-                3 => steps::<__m256, 3, 2>(job),
-                4 => steps::<__m256, 4, 2>(job),
-                5 => steps::<__m256, 5, 2>(job),
-                6 => steps::<__m256, 6, 1>(job),
-                7 => steps::<__m256, 7, 1>(job),
-                _ => steps::<__m256, 8, 1>(job),
+            match kept {
+                Kept::F32 => rows_256::<F32>(rows, job),
+                Kept::Bf16 => rows_256::<BF16>(rows, job),
+                Kept::Int8 => rows_256::<INT8>(rows, job),
             }
         }
     }

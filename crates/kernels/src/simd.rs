@@ -18,6 +18,12 @@ pub(crate) trait Lanes: Copy {
     unsafe fn splat(value: f32) -> Self;
     /// `self * by + to`, rounded once.
     unsafe fn fma(self, by: Self, to: Self) -> Self;
+    /// `self * by`.
+    unsafe fn mul(self, by: Self) -> Self;
+    /// As many bf16, in order.
+    unsafe fn load_half(from: *const u16) -> Self;
+    /// As many signed bytes, as numbers.
+    unsafe fn load_bytes(from: *const i8) -> Self;
     /// Pairs of bf16 in u32 lanes: those in the low halves, those in the high ones.
     unsafe fn load_bf16(from: *const u32) -> [Self; 2];
 }
@@ -48,6 +54,24 @@ impl Lanes for __m512 {
     #[inline(always)]
     unsafe fn fma(self, by: Self, to: Self) -> Self {
         unsafe { _mm512_fmadd_ps(self, by, to) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, by: Self) -> Self {
+        unsafe { _mm512_mul_ps(self, by) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_half(from: *const u16) -> Self {
+        unsafe {
+            let half = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(half))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
     }
 
     #[inline(always)]
@@ -86,6 +110,24 @@ impl Lanes for __m256 {
     #[inline(always)]
     unsafe fn fma(self, by: Self, to: Self) -> Self {
         unsafe { _mm256_fmadd_ps(self, by, to) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, by: Self) -> Self {
+        unsafe { _mm256_mul_ps(self, by) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_half(from: *const u16) -> Self {
+        unsafe {
+            let half = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(half))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
     }
 
     #[inline(always)]

@@ -33,7 +33,7 @@ pub enum Kept {
 }
 
 impl Kept {
-    fn bytes(self) -> usize {
+    pub(crate) fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::Bf16 => 2,

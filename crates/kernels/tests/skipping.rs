@@ -122,13 +122,29 @@ proptest! {
     #[test]
     fn gathered_columns(outs in 1usize..600, ins in 1usize..90, rows in 1usize..11, seed: u64, threshold in 0.0f32..1.5) {
         let (w, x) = (weights(outs * ins, seed), activations(rows * ins, seed, 0));
-        let columns = Columns::pack(&w, outs, ins).unwrap();
-        prop_assert_eq!(&columns.unpack(), &w);
+        let kept = [Kept::F32, Kept::Bf16, Kept::Int8][seed as usize % 3];
+        let columns = Columns::pack(&w, outs, ins, kept).unwrap();
+        prop_assert_eq!(columns.packed().len(), Columns::packed_bytes(outs, ins, kept));
+        let again = Columns::from_packed(columns.packed(), outs, ins, kept).unwrap();
+        prop_assert_eq!(&columns.unpack(), &again.unpack());
+        // What the weights became, told apart from how they are multiplied; denormals have few bits to round to.
+        for (row, stored) in w.chunks(ins).zip(columns.unpack().chunks(ins)) {
+            let most = row.iter().fold(0.0f32, |most, w| most.max(w.abs()));
+            for (&w, &stored) in row.iter().zip(stored) {
+                match kept {
+                    Kept::F32 => prop_assert_eq!(w, stored),
+                    Kept::Bf16 => prop_assert!((w - stored).abs() <= w.abs() / 256.0 + 1e-38),
+                    Kept::Int8 => prop_assert!((w - stored).abs() <= most / 254.0 * 1.001 + 1e-38),
+                }
+            }
+        }
+        let w = columns.unpack();
         let active = Active::above(&x, rows, ins, threshold).unwrap();
         let masked: Vec<f32> = x.iter().map(|&x| if x.abs() > threshold { x } else { 0.0 }).collect();
         let population = (0..ins).filter(|k| (0..rows).any(|row| masked[row * ins + k] != 0.0)).count();
         prop_assert_eq!(active.indices.len(), population);
-        prop_assert_eq!(columns.bytes(population), outs.next_multiple_of(16) * 4 * population);
+        let size = match kept { Kept::F32 => 4, Kept::Bf16 => 2, Kept::Int8 => 1 };
+        prop_assert_eq!(columns.bytes(population), outs.next_multiple_of(16) * size * population);
         let mut twin = vec![f32::NAN; rows * outs];
         columns.apply_on(Isa::SCALAR, &active, &mut twin, &Serial).unwrap();
         for (at, &y) in twin.iter().enumerate() {
@@ -207,7 +223,7 @@ proptest! {
 #[test]
 fn all_columns_none_and_what_is_not_a_number() {
     let w = weights(40 * 24, 5);
-    let columns = Columns::pack(&w, 40, 24).unwrap();
+    let columns = Columns::pack(&w, 40, 24, Kept::F32).unwrap();
     let x = activations(24, 6, 0);
     let mut y = vec![f32::NAN; 40];
     columns.apply(&Active::above(&x, 1, 24, f32::INFINITY).unwrap(), &mut y, &Serial).unwrap();
@@ -225,7 +241,7 @@ fn all_columns_none_and_what_is_not_a_number() {
 #[test]
 fn skipping_refuses() {
     use KernelError::*;
-    let columns = Columns::pack(&[1.0; 8], 2, 4).unwrap();
+    let columns = Columns::pack(&[1.0; 8], 2, 4, Kept::F32).unwrap();
     let mut y = [0.0; 2];
     let mut apply = |indices: &[u32], values: &[f32]| {
         let active = Active { indices: indices.to_vec(), values: values.to_vec(), rows: 1 };
@@ -242,7 +258,15 @@ fn skipping_refuses() {
     assert!(matches!(neurons.apply(&[2], &[1.0; 4], 1, &mut y[..1], &Serial), Err(Index { .. })));
     assert!(matches!(neurons.apply(&[1, 0], &[1.0; 4], 1, &mut y, &Serial), Err(Order { .. })));
     assert!(matches!(neurons.apply(&[1], &[1.0; 3], 1, &mut y[..1], &Serial), Err(Length { .. })));
-    assert!(Neurons::pack(&[f32::NAN], 1, 1).is_err() && Columns::pack(&[], 0, 1).is_err());
+    assert!(Neurons::pack(&[f32::NAN], 1, 1).is_err() && Columns::pack(&[], 0, 1, Kept::F32).is_err());
+    assert!(matches!(Columns::from_packed(&[0; 64], 4, 16, Kept::F32), Err(Length { .. })));
+    assert!(matches!(Columns::from_packed(&[], usize::MAX, 4, Kept::Int8), Err(Shape { .. })));
+    assert_eq!(Columns::packed_bytes(0, 4, Kept::F32), 0);
+    assert!(
+        Columns::pack(&[f32::MAX], 1, 1, Kept::Bf16).is_err()
+            && Columns::pack(&[f32::MAX], 1, 1, Kept::Int8).is_ok()
+    );
+    assert!(matches!(Neurons::from_packed(&[0; 64], 1, 4), Err(Length { .. })));
     let dense = |outs, ins| Dense::pack(&vec![1.0; outs * ins], outs, ins, Float::F32).unwrap();
     assert!(Experts::new(vec![]).is_err());
     assert!(matches!(Experts::new(vec![dense(1, 2), dense(2, 1)]), Err(Length { .. })));

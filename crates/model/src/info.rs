@@ -1,5 +1,6 @@
 use serde::{Deserialize, Serialize};
 
+use crate::step::check_ids;
 use crate::{ModelError, Result, Skip, Tap, Token};
 
 /// Something a method may need from a model, over and above appending a chain of tokens.
@@ -109,6 +110,20 @@ impl ModelInfo {
             return Ok(());
         }
         Err(ModelError::NoSuchTap { model: self.name.clone(), tap, hint: self.hint() })
+    }
+
+    /// Whether a model that reads whole texts can read this one.
+    ///
+    /// # Errors
+    /// An empty text, one longer than the context, a token outside the vocabulary.
+    pub fn check_text(&self, text: &[Token]) -> Result<()> {
+        if text.is_empty() {
+            return Err(ModelError::EmptyStep);
+        }
+        if text.len() > self.context {
+            return Err(ModelError::ContextFull { position: text.len() - 1, context: self.context });
+        }
+        check_ids(text, self.vocab)
     }
 
     /// Bytes of weights that one step reads which leaves out these sub-layers, head excluded.

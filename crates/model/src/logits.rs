@@ -109,6 +109,39 @@ impl Logits {
         }
     }
 
+    /// Rows over some tokens as rows over a vocabulary of which these are a part: entry `i` of a row belongs to
+    /// `tokens[i]`, and all others are impossible (`-inf`).
+    ///
+    /// # Errors
+    /// Another number of tokens than entries in a row; a token outside the vocabulary.
+    pub fn spread(self, tokens: &[Token], vocab: usize) -> Result<Self> {
+        if tokens.len() != self.vocab {
+            return Err(ModelError::Length {
+                what: "tokens of a part of the vocabulary",
+                got: tokens.len(),
+                want: self.vocab,
+            });
+        }
+        if let Some((row, &token)) = tokens.iter().enumerate().find(|&(_, &token)| token as usize >= vocab) {
+            return Err(ModelError::TokenOutOfRange { row, token, vocab });
+        }
+        let named = |ids: Vec<Token>| ids.into_iter().map(|id| tokens[id as usize]).collect();
+        let values = match self.values {
+            LogitValues::Full(values) => {
+                let mut full = vec![f32::NEG_INFINITY; self.rows * vocab];
+                for (row, part) in values.chunks_exact(tokens.len()).enumerate() {
+                    tokens.iter().zip(part).for_each(|(&token, &x)| full[row * vocab + token as usize] = x);
+                }
+                LogitValues::Full(full)
+            }
+            LogitValues::TopK { k, ids, values, log_sums } => {
+                LogitValues::TopK { k, ids: named(ids), values, log_sums }
+            }
+            LogitValues::Argmax { ids, values } => LogitValues::Argmax { ids: named(ids), values },
+        };
+        Ok(Self { vocab, rows: self.rows, values })
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -258,6 +291,18 @@ mod tests {
         assert_eq!((whole.row(1), whole.margin(0)), (Some(&full[4..]), Some(0.0)));
         assert_eq!(whole.top(0, 3).expect("exists"), [(1, 2.0), (2, 2.0), (3, 1.0)]);
         assert_eq!(top.top(0, 3).expect("exists"), [(1, 2.0), (2, 2.0)]);
+        // Entries of a part of the vocabulary keep their numbers under their own names.
+        let spread = |logits: &Logits| logits.clone().spread(&[5, 0, 7, 2], 8);
+        let part = spread(&whole).expect("tokens of the vocabulary");
+        let out = f32::NEG_INFINITY;
+        assert_eq!(part.row(0), Some(&[2.0, out, 1.0, out, out, 0.0, out, 2.0][..]));
+        assert_eq!(spread(&top).and_then(|top| top.top(0, 2)).expect("exists"), [(0, 2.0), (7, 2.0)]);
+        assert_eq!(spread(&argmax).and_then(|argmax| argmax.argmax(0)).expect("exists"), 0);
+        assert!(matches!(whole.clone().spread(&[1, 2, 3], 8), Err(ModelError::Length { .. })));
+        assert!(matches!(
+            whole.clone().spread(&[1, 2, 3, 8], 8),
+            Err(ModelError::TokenOutOfRange { row: 3, token: 8, vocab: 8 })
+        ));
         assert_eq!(argmax.top(1, 3).expect("exists"), [(1, 0.0)]);
         assert!(whole.top(2, 1).is_err() && whole.top(0, 0).expect("exists").is_empty());
         assert!(whole.row(2).is_none() && whole.argmax(2).is_err() && argmax.row(0).is_none());

@@ -11,7 +11,7 @@ use pilotfish_constrained::{
 };
 use pilotfish_model::sampling::Warpers;
 use pilotfish_model::{CausalModel, Ledger, ModelInfo, Streams, Token};
-use pilotfish_runtime::{LoadOptions, OnnxCausal};
+use pilotfish_runtime::LoadOptions;
 
 use crate::PipelineError;
 use crate::error::Failure;
@@ -138,7 +138,7 @@ pub fn generate(
         None => request.prompt.clone(),
     };
     let prompt = tokenizer.encode(&prompt, template.is_none())?;
-    let mut model = OnnxCausal::from_checkpoint(checkpoint, load)?;
+    let mut model = crate::sparse::open(checkpoint, load)?;
     let vocabulary = Arc::new(vocabulary(&tokenizer, model.info())?);
     let constraint = constraint(&request.form, &vocabulary)?;
     let (mut shown, mut clock) = (Shown::default(), Instant::now());

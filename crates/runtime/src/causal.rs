@@ -9,12 +9,12 @@ use ort::value::Tensor;
 use pilotfish_architectures::{CausalNetwork, Checkpoint, EmbeddingTable};
 use pilotfish_graph::Storage;
 use pilotfish_model::{
-    Capabilities, Capability, CausalModel, Input, LogitForm, Logits, ModelError, ModelInfo, Step, StepOutput,
-    Steps, Tap, TapRows, Token,
+    Capabilities, Capability, CausalModel, Input, LogitForm, Logits, ModelError, ModelInfo, Skip, Step,
+    StepOutput, Steps, Tap, TapRows, Token,
 };
 
 use crate::error::backend;
-use crate::export::{self, ExportOptions, Exported};
+use crate::export::{self, ExportOptions, Exported, GraphPass, RowCosts};
 use crate::planner::{Planner, ProductChoice};
 use crate::products::{Products, product_operators};
 use crate::segment::{Segment, Sizes};
@@ -38,6 +38,8 @@ pub struct OnnxCausal {
     head: Rows,
     final_norm: Rows,
     choices: Vec<ProductChoice>,
+    /// What the head has logits for, if not for everything.
+    vocabulary: Option<Vec<Token>>,
     /// Keeps the files of a model that has no checkpoint.
     _files: Option<tempfile::TempDir>,
 }
@@ -58,7 +60,7 @@ impl OnnxCausal {
         let network = checkpoint.causal()?;
         let device = options.session.device.resolve()?;
         let export = options.export.on(device);
-        export.check(network.config().layers)?;
+        export.check(network.config())?;
         let exported = export::cached(checkpoint, network, &export, options.session.threads)?;
         Self::load(checkpoint.name(), network, &exported, &export, options, None)
     }
@@ -122,10 +124,10 @@ impl OnnxCausal {
             head: true,
             taps: taps.into_iter().map(Tap::Residual).chain([Tap::FinalNormed]).collect(),
             cuts,
-            skip: false,
-            hint: "load it with the residual among LoadOptions::export.taps or .cuts".into(),
+            skip: export.skip,
+            hint: "load it with the residual among LoadOptions::export.taps or .cuts, or with .skip".into(),
         };
-        let [body, head] = export::costs_of_a_row(network, export.storage)?;
+        let RowCosts { body, head, sublayer_bytes } = export::costs_of_a_row(network, export)?;
         let info = ModelInfo {
             name: format!("{name} ({}, {})", export.storage, session.device),
             vocab: config.vocab,
@@ -134,7 +136,7 @@ impl OnnxCausal {
             context: config.context,
             end: config.end.clone(),
             body_bytes: body.weight_bytes,
-            sublayer_bytes: Vec::new(),
+            sublayer_bytes,
             head_bytes: head.weight_bytes,
             body_macs: body.multiply_adds,
             head_macs: head.multiply_adds,
@@ -152,6 +154,7 @@ impl OnnxCausal {
             head: Rows::load(&exported.head(), &session, "logits")?,
             final_norm: Rows::load(&exported.final_norm(), &session, "y")?,
             choices: exported.choices.clone(),
+            vocabulary: export.vocabulary.clone(),
             info,
             _files: files,
         })
@@ -260,6 +263,7 @@ impl Stack {
     fn forward(
         &mut self,
         step: &Step<'_>,
+        skip: &Skip,
         segments: Range<usize>,
         normed: bool,
     ) -> Result<(Option<Vec<f32>>, Vec<TapRows>), ModelError> {
@@ -302,7 +306,7 @@ impl Stack {
             }
             let names: Vec<&str> = wanted.iter().map(|(_, name)| name.as_str()).collect();
             let mut next = None;
-            let ran = segment.append(&x, rows, step.parents, &names, |at, values| {
+            let ran = segment.append(&x, rows, step.parents, skip, &names, |at, values| {
                 let (tap, _) = wanted[at];
                 if tap == Tap::FinalNormed {
                     last = Some(values.to_vec());
@@ -350,7 +354,7 @@ impl Steps for Stack {
                 hint: format!("layers {layers:?} read the residual stream, not ids: give vectors"),
             });
         }
-        let (_, taps) = self.forward(step, active, false)?;
+        let (_, taps) = self.forward(step, &Skip::default(), active, false)?;
         Ok(StepOutput { logits: Logits::none(self.embedding.tensor.row_count()), taps })
     }
 
@@ -371,11 +375,27 @@ impl Steps for OnnxCausal {
     }
 
     fn step(&mut self, step: &Step<'_>) -> Result<StepOutput, ModelError> {
+        self.advance(step, &Skip::default())
+    }
+
+    fn keep(&mut self, from: usize, rows: &[usize]) -> Result<(), ModelError> {
+        self.stack.keep_in(0..self.stack.segments.len(), from, rows)
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<(), ModelError> {
+        self.stack.truncate_in(0..self.stack.segments.len(), len)
+    }
+}
+
+impl OnnxCausal {
+    /// A step over the whole model.
+    fn advance(&mut self, step: &Step<'_>, skip: &Skip) -> Result<StepOutput, ModelError> {
         step.check(&self.info)?;
+        skip.check(self.info.layers)?;
         let wanted = step.wanted();
         let all = 0..self.stack.segments.len();
         let before = self.stack.rows(&all)?;
-        let (normed, taps) = self.stack.forward(step, all, !wanted.is_empty())?;
+        let (normed, taps) = self.stack.forward(step, skip, all, !wanted.is_empty())?;
         let logits = match normed {
             Some(normed) if !wanted.is_empty() => {
                 let width = self.info.width;
@@ -396,19 +416,16 @@ impl Steps for OnnxCausal {
         };
         Ok(StepOutput { logits, taps })
     }
-
-    fn keep(&mut self, from: usize, rows: &[usize]) -> Result<(), ModelError> {
-        self.stack.keep_in(0..self.stack.segments.len(), from, rows)
-    }
-
-    fn truncate(&mut self, len: usize) -> Result<(), ModelError> {
-        self.stack.truncate_in(0..self.stack.segments.len(), len)
-    }
 }
 
 impl CausalModel for OnnxCausal {
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn step_without(&mut self, step: &Step<'_>, skip: &Skip) -> Result<StepOutput, ModelError> {
+        self.info.require(Capability::Skip)?;
+        self.advance(step, skip)
     }
 
     fn embed(&mut self, ids: &[Token]) -> Result<Vec<f32>, ModelError> {
@@ -422,8 +439,13 @@ impl CausalModel for OnnxCausal {
 
     fn head(&mut self, normed: &[f32], form: LogitForm) -> Result<Logits, ModelError> {
         check_rows(normed, self.info.width)?;
-        let vocab = self.info.vocab;
-        self.head.run(normed.to_vec(), self.info.width, |values| Logits::reduce(values, vocab, form))
+        let (vocab, width) = (self.info.vocab, self.info.width);
+        match &self.vocabulary {
+            None => self.head.run(normed.to_vec(), width, |values| Logits::reduce(values, vocab, form)),
+            Some(tokens) => self.head.run(normed.to_vec(), width, |values| {
+                Logits::reduce(values, tokens.len(), form)?.spread(tokens, vocab)
+            }),
+        }
     }
 
     fn range(&mut self, layers: Range<usize>) -> Result<&mut dyn Steps, ModelError> {
@@ -483,6 +505,24 @@ impl LoadOptions {
     /// Options with matrices multiplied by these kernels.
     pub fn products(mut self, products: Products) -> Self {
         self.export.products = products;
+        self
+    }
+
+    /// Options with steps that can leave out attentions and MLPs, or without.
+    pub fn skip(mut self, skip: bool) -> Self {
+        self.export.skip = skip;
+        self
+    }
+
+    /// Options with the layers changed this way on their way out.
+    pub fn pass(mut self, pass: GraphPass) -> Self {
+        self.export.pass = Some(pass);
+        self
+    }
+
+    /// Options with a head that has logits for these tokens only.
+    pub fn vocabulary(mut self, tokens: impl IntoIterator<Item = Token>) -> Self {
+        self.export.vocabulary = Some(tokens.into_iter().collect());
         self
     }
 

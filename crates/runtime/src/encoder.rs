@@ -86,17 +86,7 @@ impl SequenceEncoder for OnnxEncoder {
 
     fn encode(&mut self, sequences: &[&[Token]], pooling: Pooling) -> Result<Vec<Vec<f32>>, ModelError> {
         for sequence in sequences {
-            if sequence.is_empty() {
-                return Err(ModelError::EmptyStep);
-            }
-            if sequence.len() > self.info.context {
-                let (position, context) = (sequence.len() - 1, self.info.context);
-                return Err(ModelError::ContextFull { position, context });
-            }
-            let vocab = self.info.vocab;
-            if let Some(row) = sequence.iter().position(|&token| token as usize >= vocab) {
-                return Err(ModelError::TokenOutOfRange { row, token: sequence[row], vocab });
-            }
+            self.info.check_text(sequence)?;
         }
         let (pooling, normalize) = match pooling {
             Pooling::Checkpoint if self.pooling.first => (Pooling::First, self.pooling.normalize),

@@ -100,6 +100,14 @@ pub enum RuntimeError {
     /// A checkpoint that cannot be understood.
     #[error(transparent)]
     Architecture(#[from] ArchitectureError),
+    /// A change of a graph that failed.
+    #[error("{name}: {why}")]
+    Pass {
+        /// The change.
+        name: String,
+        /// What went wrong.
+        why: String,
+    },
     /// ONNX Runtime refused.
     #[error("ONNX Runtime: {0}")]
     Ort(String),

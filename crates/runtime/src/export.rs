@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fs4::fs_std::FileExt;
-use pilotfish_architectures::{BodyOptions, CausalNetwork, Checkpoint};
+use pilotfish_architectures::{BodyOptions, CausalConfig, CausalNetwork, Checkpoint};
 use pilotfish_graph::cost::{Cost, cost};
-use pilotfish_graph::onnx::{self, Lowering};
-use pilotfish_graph::{Graph, Node, Op, Storage, passes};
+use pilotfish_graph::onnx::{self, Lowering, Switch};
+use pilotfish_graph::{Graph, Mark, Node, Op, Storage, passes};
+use pilotfish_model::Token;
 use sha2::{Digest, Sha256};
 
 use crate::home::Home;
@@ -17,7 +19,57 @@ use crate::products::Products;
 use crate::{Device, Result, RuntimeError};
 
 /// Raised whenever what is written changes.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
+
+/// A change of a network's layers on their way out, such as a plan of sparsity.
+#[derive(Clone)]
+pub struct GraphPass {
+    name: String,
+    change: Arc<Change>,
+}
+
+type Change = dyn Fn(&Graph) -> Result<Graph, Box<dyn std::error::Error + Send + Sync>> + Send + Sync;
+
+impl GraphPass {
+    /// A change and its name. Exports are kept by the name, so two that differ in what they do must differ in it: end it in
+    /// a digest. It sees every range of layers between cuts, whole, before linear layers are joined.
+    pub fn new(
+        name: impl Into<String>,
+        change: impl Fn(&Graph) -> Result<Graph, Box<dyn std::error::Error + Send + Sync>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { name: name.into(), change: Arc::new(change) }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn apply(&self, graph: &Graph) -> Result<Graph> {
+        (self.change)(graph)
+            .map_err(|error| RuntimeError::Pass { name: self.name.clone(), why: error.to_string() })
+    }
+}
+
+impl PartialEq for GraphPass {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for GraphPass {}
+
+impl std::fmt::Debug for GraphPass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GraphPass({})", self.name)
+    }
+}
+
+impl serde::Serialize for GraphPass {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.name)
+    }
+}
 
 /// How a network is written.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -33,6 +85,14 @@ pub struct ExportOptions {
     pub fused: bool,
     /// Whose kernels multiply matrices.
     pub products: Products,
+    /// Whether steps can leave out attentions and MLPs, at no cost for what is left out. Each then is a branch of its
+    /// own, which costs a step that leaves nothing out some hundredths of its time.
+    pub skip: bool,
+    /// What is done to the layers once they are stored.
+    pub pass: Option<GraphPass>,
+    /// The tokens that the head has logits for, each once; all others are impossible. `None` for all. A model that drafts
+    /// needs the frequent ones only, and its head may be a fifth of what its step costs.
+    pub vocabulary: Option<Vec<Token>>,
 }
 
 impl Default for ExportOptions {
@@ -43,12 +103,16 @@ impl Default for ExportOptions {
             cuts: Vec::new(),
             fused: true,
             products: Products::Ort,
+            skip: false,
+            pass: None,
+            vocabulary: None,
         }
     }
 }
 
 impl ExportOptions {
-    pub(crate) fn check(&self, layers: usize) -> Result<()> {
+    pub(crate) fn check(&self, config: &CausalConfig) -> Result<()> {
+        let layers = config.layers;
         if let Products::Auto { rows: 0 } = self.products {
             let want = "a number of rows";
             return Err(RuntimeError::Option { option: "products", value: self.products.to_string(), want });
@@ -58,6 +122,19 @@ impl ExportOptions {
                 let want = "layers of the model";
                 return Err(RuntimeError::Option { option, value: value.to_string(), want });
             }
+        }
+        if let Some(tokens) = &self.vocabulary {
+            let mut seen = vec![false; config.vocab];
+            let mut fresh = |token: Token| {
+                seen.get_mut(token as usize).is_some_and(|seen| !std::mem::replace(seen, true))
+            };
+            let value = match tokens.iter().find(|&&token| !fresh(token)) {
+                Some(token) => format!("token {token}"),
+                None if tokens.is_empty() => "none".into(),
+                None => return Ok(()),
+            };
+            let want = "tokens of the model, at least one, each once";
+            return Err(RuntimeError::Option { option: "vocabulary", value, want });
         }
         Ok(())
     }
@@ -147,15 +224,16 @@ pub(crate) fn write(
 ) -> Result<Exported> {
     std::fs::create_dir_all(folder).map_err(|source| RuntimeError::io(folder, source))?;
     let layers = network.config().layers;
-    options.check(layers)?;
+    options.check(network.config())?;
     let exported = Exported { folder: folder.into(), choices: plan(network, options, planner)? };
     for range in options.segments(layers) {
         let graph = planner.lower(&body(network, options, &range)?)?;
-        put(&graph, network, options, &exported.body(&range))?;
+        let switches = if options.skip { switches(&range) } else { Vec::new() };
+        put(&graph, network, options, &switches, &exported.body(&range))?;
     }
     let head = planner.lower(&head(network, options)?)?;
-    put(&head, network, options, &exported.head())?;
-    put(&network.final_norm_graph()?, network, options, &exported.final_norm())?;
+    put(&head, network, options, &[], &exported.head())?;
+    put(&network.final_norm_graph()?, network, options, &[], &exported.final_norm())?;
     Ok(exported)
 }
 
@@ -173,15 +251,36 @@ fn plan(
     Ok(choices)
 }
 
+/// Two switches a layer: its attention, whose keys and values then stay as they are, and its MLP.
+fn switches(layers: &Range<usize>) -> Vec<Switch> {
+    let of = |layer: usize| {
+        let carried =
+            ["key", "value"].map(|kind| (format!("{kind}.{layer}"), format!("past_{kind}.{layer}")));
+        let (from, to) = (Mark::Residual(layer), Mark::Attended(layer));
+        let mlp = Switch { from: to, to: Mark::Residual(layer + 1), carried: Vec::new() };
+        [Switch { from, to, carried: carried.into() }, mlp]
+    };
+    layers.clone().flat_map(of).collect()
+}
+
 /// Layers as they are stored. One long product streams memory better than three short ones.
 fn body(network: &CausalNetwork, options: &ExportOptions, layers: &Range<usize>) -> Result<Graph> {
     let body_options = BodyOptions { taps: options.taps.clone(), ..BodyOptions::default() };
-    let graph = network.body(layers.clone(), &body_options)?;
-    Ok(passes::merge_linears(&stored(&graph, options.storage)?)?)
+    let graph = stored(&network.body(layers.clone(), &body_options)?, options.storage)?;
+    let graph = match &options.pass {
+        Some(pass) => pass.apply(&graph)?,
+        None => graph,
+    };
+    Ok(passes::merge_linears(&graph)?)
 }
 
 fn head(network: &CausalNetwork, options: &ExportOptions) -> Result<Graph> {
-    Ok(passes::merge_linears(&stored(&network.head_graph()?, options.storage)?)?)
+    let mut graph = network.head_graph()?;
+    if let Some(tokens) = &options.vocabulary {
+        let keep: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
+        graph = passes::keep_outputs(&graph, &keep)?;
+    }
+    Ok(passes::merge_linears(&stored(&graph, options.storage)?)?)
 }
 
 fn stored(graph: &Graph, storage: Storage) -> Result<Graph> {
@@ -191,25 +290,50 @@ fn stored(graph: &Graph, storage: Storage) -> Result<Graph> {
     }
 }
 
-/// What one row costs in the body and in the head, attention over the cache excluded.
-pub(crate) fn costs_of_a_row(network: &CausalNetwork, storage: Storage) -> Result<[Cost; 2]> {
-    let body = network.body(0..network.config().layers, &BodyOptions::default())?;
-    let mut costs = [Cost::default(); 2];
-    for (graph, sum) in [body, network.head_graph()?].iter().zip(&mut costs) {
-        let graph = stored(graph, storage)?;
-        let priced = cost(&graph, &[("T", 1), ("L", 0), ("R", 1)])?;
-        let counted = |node: &&Node| !matches!(node.op, Op::Attention { .. });
-        graph.nodes().iter().zip(priced.nodes).filter(|(node, _)| counted(node)).for_each(|(_, c)| *sum += c);
-    }
-    Ok(costs)
+/// What one row costs.
+pub(crate) struct RowCosts {
+    /// In all layers, attention over the cache excluded.
+    pub(crate) body: Cost,
+    /// In the head.
+    pub(crate) head: Cost,
+    /// Bytes of weights of each layer's attention and of its MLP, norms included.
+    pub(crate) sublayer_bytes: Vec<[u64; 2]>,
 }
 
-fn put(graph: &Graph, network: &CausalNetwork, options: &ExportOptions, path: &Path) -> Result<()> {
+/// Prices a network as it is written.
+pub(crate) fn costs_of_a_row(network: &CausalNetwork, options: &ExportOptions) -> Result<RowCosts> {
+    let layers = network.config().layers;
+    let all = body(network, &ExportOptions { taps: vec![], ..options.clone() }, &(0..layers))?;
+    let priced = |graph: &Graph| cost(graph, &[("T", 1), ("L", 0), ("R", 1)]);
+    let sum = |graph: &Graph, nodes: &[Cost]| {
+        let counted = |node: &&Node| !matches!(node.op, Op::Attention { .. });
+        let mut sum = Cost::default();
+        graph.nodes().iter().zip(nodes).filter(|(node, _)| counted(node)).for_each(|(_, &c)| sum += c);
+        sum
+    };
+    let costs = priced(&all)?;
+    let of = |wanted| {
+        let part = costs.parts.iter().find(|(mark, _)| *mark == Some(wanted));
+        part.map_or(0, |(_, cost)| cost.weight_bytes)
+    };
+    let sublayer_bytes =
+        (0..layers).map(|layer| [of(Mark::Attended(layer)), of(Mark::Residual(layer + 1))]).collect();
+    let head = head(network, options)?;
+    Ok(RowCosts { body: sum(&all, &costs.nodes), head: sum(&head, &priced(&head)?.nodes), sublayer_bytes })
+}
+
+fn put(
+    graph: &Graph,
+    network: &CausalNetwork,
+    options: &ExportOptions,
+    switches: &[Switch],
+    path: &Path,
+) -> Result<()> {
     let lowering = match options.fused {
         true => Lowering::Fused { positions: network.config().context },
         false => Lowering::Standard,
     };
-    Ok(onnx::write(graph, lowering, path)?)
+    Ok(onnx::write_switched(graph, lowering, switches, path)?)
 }
 
 /// A folder name from everything the files depend on.

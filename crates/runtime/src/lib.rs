@@ -23,6 +23,7 @@ mod planner;
 mod products;
 mod segment;
 mod session;
+mod skipping;
 mod stock;
 
 pub use calibration::{CALIBRATED_ROWS, Calibration, Timing, compare};
@@ -30,7 +31,7 @@ pub use causal::{LoadOptions, OnnxCausal};
 pub use device::Device;
 pub use encoder::OnnxEncoder;
 pub use error::{Result, RuntimeError};
-pub use export::ExportOptions;
+pub use export::{ExportOptions, GraphPass};
 pub use masked::OnnxMasked;
 pub use operators::Operators;
 pub use ort;

@@ -108,21 +108,6 @@ impl OnnxMasked {
         self.shape.shift
     }
 
-    fn check(&self, text: &[Token]) -> Result<(), ModelError> {
-        if text.is_empty() {
-            return Err(ModelError::EmptyStep);
-        }
-        if text.len() > self.shape.context {
-            let (position, context) = (text.len() - 1, self.shape.context);
-            return Err(ModelError::ContextFull { position, context });
-        }
-        let vocab = self.shape.vocab;
-        match text.iter().position(|&token| token as usize >= vocab) {
-            Some(row) => Err(ModelError::TokenOutOfRange { row, token: text[row], vocab }),
-            None => Ok(()),
-        }
-    }
-
     /// Logits of rows of final-normed states.
     fn logits(&mut self, normed: Vec<f32>, form: LogitForm) -> Result<Logits, ModelError> {
         let (width, vocab) = (self.shape.width, self.shape.vocab);
@@ -180,12 +165,7 @@ impl OnnxMasked {
 
     /// Runs rows of texts over kept keys and values of the positions `kept`. States of each text, and all keys and
     /// values of the first, kept ones first.
-    fn over(
-        &mut self,
-        texts: &[&[Token]],
-        rows: Range<usize>,
-        kept: &[usize],
-    ) -> Result<Over, ModelError> {
+    fn over(&mut self, texts: &[&[Token]], rows: Range<usize>, kept: &[usize]) -> Result<Over, ModelError> {
         let MaskedShape { width, layers, kv_heads, head_dim, .. } = self.shape.clone();
         let (batch, count, past) = (texts.len(), rows.len(), kept.len());
         let mut inputs: Vec<(String, SessionInputValue<'_>)> = shared(texts, rows, past)?;
@@ -255,7 +235,7 @@ impl MaskedModel for OnnxMasked {
         }
         let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (index, text) in batch.sequences.iter().enumerate() {
-            self.check(text)?;
+            self.info.check_text(text)?;
             groups.entry(text.len()).or_default().push(index);
         }
         let width = self.shape.width;
@@ -287,7 +267,7 @@ impl OnnxMasked {
     /// # Errors
     /// As [`MaskedModel::forward`].
     pub fn build(&mut self, tokens: &[Token], positions: &[usize]) -> Result<Logits, ModelError> {
-        self.check(tokens)?;
+        self.info.check_text(tokens)?;
         let (states, made) = self.over(&[tokens], 0..tokens.len(), &[])?;
         self.kept = Kept { rows: tokens.len(), values: made };
         let mut answers = self.answers(&states, &[positions], LogitForm::Full)?;
@@ -315,7 +295,7 @@ impl OnnxMasked {
         }
         let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (index, text) in texts.iter().enumerate() {
-            self.check(text)?;
+            self.info.check_text(text)?;
             if text.len() > self.kept.rows || rows.end > text.len() {
                 let (got, want) = (self.kept.rows, text.len().max(rows.end));
                 return Err(ModelError::Length { what: "kept positions", got, want });

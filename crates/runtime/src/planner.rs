@@ -29,6 +29,8 @@ pub struct ProductChoice {
 pub enum Reason {
     /// It was asked for.
     Asked,
+    /// What it skips depends on its inputs; a measurement without them says nothing.
+    Skips,
     /// Ours do not have this storage, or the matrix is not a constant.
     NoKernel,
     /// It is the faster one.
@@ -50,6 +52,7 @@ impl std::fmt::Display for ProductChoice {
         write!(f, "{name} {storage} [{outs}, {ins}]: {products}, ")?;
         match reason {
             Reason::Asked => f.write_str("as asked for"),
+            Reason::Skips => f.write_str("as it skips what a gate drops"),
             Reason::NoKernel => f.write_str("as pilotfish has no kernel for it"),
             Reason::Measured { rows, threads, ort, pilotfish } => {
                 let threads = if *threads == 0 { "all".to_owned() } else { threads.to_string() };
@@ -83,6 +86,9 @@ impl Planner {
             return Ok((Products::Ort, Reason::NoKernel));
         }
         let Products::Auto { rows } = self.products else { return Ok((self.products, Reason::Asked)) };
+        if matches!(storage, Storage::Columns { .. } | Storage::Rows) {
+            return Ok((Products::Pilotfish, Reason::Skips));
+        }
         let key = (storage.to_string(), shape);
         if let Some(&choice) = self.seen.get(&key) {
             return Ok(choice);
@@ -152,7 +158,7 @@ impl Planner {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use pilotfish_graph::{DType, Dim, Tensor};
+    use pilotfish_graph::{DType, Dim, Kept, Tensor};
 
     use super::*;
 
@@ -163,7 +169,7 @@ mod tests {
             ("a", 2, Storage::F32),
             ("b", 3, Storage::F32),
             ("c", 2, Storage::Int4 { block: 16 }),
-            ("d", 3, Storage::Sparse { keep: 2, group: 4 }),
+            ("d", 3, Storage::Sparse { keep: 2, group: 4, kept: Kept::F32 }),
         ] {
             let w = g.param(name, Tensor::new([outs, 32], vec![0.0; outs * 32]).unwrap()).unwrap();
             let y = g.apply(Op::Linear(storage), &[x, w]).unwrap()[0];

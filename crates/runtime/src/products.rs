@@ -9,16 +9,19 @@ use std::ops::Range;
 
 use ort::operator::{BoxedKernel, ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType;
-use pilotfish_graph::{Custom, DType, Graph, GraphError, Op, Setting, Storage, Tensor, passes, quantize};
+use pilotfish_graph::{
+    self as graph, Custom, DType, Graph, GraphError, Op, Setting, Storage, Tensor, passes, quantize,
+};
 use pilotfish_kernels::{
-    Bits, Blocks, Dense, Float, Form, Kept, KernelError, Offset, Parallel, Pattern, Product, Sparse,
+    Active, Bits, Blocks, Columns, Dense, Float, Form, Kept, KernelError, Neurons, Offset, Parallel, Pattern,
+    Product, Sparse,
 };
 
 use crate::{Operators, Result};
 
 /// The domain of our operators.
 pub const PRODUCTS_DOMAIN: &str = "pilotfish";
-const PROVIDER: &str = "pilotfish-runtime (product_operators)";
+pub(crate) const PROVIDER: &str = "pilotfish-runtime (product_operators)";
 
 /// Whose kernels multiply matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
@@ -77,12 +80,37 @@ enum Kind {
     Bf16,
     Int4,
     Int8,
-    Sparse(Pattern),
+    Sparse(Pattern, Kept),
+    Columns(Kept),
+    Rows,
 }
 
-/// One of each; a sparse operator takes its pattern from the node.
-const KINDS: [Kind; 5] =
-    [Kind::F32, Kind::Bf16, Kind::Int4, Kind::Int8, Kind::Sparse(Pattern { keep: 1, group: 1 })];
+/// One of each but for [`Kind::Rows`], which has an operator of its own; pattern and type are the node's.
+const KINDS: [Kind; 6] = [
+    Kind::F32,
+    Kind::Bf16,
+    Kind::Int4,
+    Kind::Int8,
+    Kind::Sparse(Pattern { keep: 1, group: 1 }, Kept::F32),
+    Kind::Columns(Kept::F32),
+];
+
+fn kept(kept: graph::Kept) -> Kept {
+    match kept {
+        graph::Kept::F32 => Kept::F32,
+        graph::Kept::Bf16 => Kept::Bf16,
+        graph::Kept::Int8 => Kept::Int8,
+    }
+}
+
+/// A type as an attribute says it: in bits.
+fn bits(kept: Kept) -> i64 {
+    match kept {
+        Kept::F32 => 32,
+        Kept::Bf16 => 16,
+        Kept::Int8 => 8,
+    }
+}
 
 impl Kind {
     fn of(storage: Storage) -> Option<Self> {
@@ -91,7 +119,11 @@ impl Kind {
             Storage::Bf16 => Some(Self::Bf16),
             Storage::Int4 { block } if block % pilotfish_kernels::BLOCK == 0 => Some(Self::Int4),
             Storage::Int8 { block } if block % pilotfish_kernels::BLOCK == 0 => Some(Self::Int8),
-            Storage::Sparse { keep, group } => Some(Self::Sparse(Pattern { keep, group })),
+            Storage::Sparse { keep, group, kept: values } => {
+                Some(Self::Sparse(Pattern { keep, group }, kept(values)))
+            }
+            Storage::Columns { kept: values } => Some(Self::Columns(kept(values))),
+            Storage::Rows => Some(Self::Rows),
             _ => None,
         }
     }
@@ -102,25 +134,40 @@ impl Kind {
             Self::Bf16 => "LinearBf16",
             Self::Int4 => "LinearInt4",
             Self::Int8 => "LinearInt8",
-            Self::Sparse(_) => "LinearSparse",
+            Self::Sparse(..) => "LinearSparse",
+            Self::Columns(_) => "LinearColumns",
+            Self::Rows => crate::skipping::ROWS,
         }
     }
 
-    /// Packed bytes as a product.
-    fn view(self, bytes: &[u8], [outs, ins]: [usize; 2]) -> Result<Box<dyn Product + '_>, KernelError> {
+    /// Multiplies with packed bytes; with no rows it only looks at them.
+    fn multiply(
+        self,
+        bytes: &[u8],
+        [outs, ins]: [usize; 2],
+        x: &[f32],
+        y: &mut [f32],
+        threads: &dyn Parallel,
+    ) -> Result<(), KernelError> {
         let form = |bits| Form { bits, offset: Offset::Zero };
-        Ok(match self {
-            Self::F32 => Box::new(Dense::from_packed(bytes, outs, ins, Float::F32)?),
+        let product: Box<dyn Product + '_> = match self {
+            Self::F32 | Self::Rows => Box::new(Dense::from_packed(bytes, outs, ins, Float::F32)?),
             Self::Bf16 => Box::new(Dense::from_packed(bytes, outs, ins, Float::Bf16)?),
             Self::Int4 => Box::new(Blocks::from_packed(bytes, outs, ins, form(Bits::Four))?),
             Self::Int8 => Box::new(Blocks::from_packed(bytes, outs, ins, form(Bits::Eight))?),
-            Self::Sparse(pattern) => Box::new(Sparse::from_packed(bytes, outs, ins, pattern, Kept::F32)?),
-        })
+            Self::Sparse(pattern, kept) => Box::new(Sparse::from_packed(bytes, outs, ins, pattern, kept)?),
+            Self::Columns(kept) => {
+                let columns = Columns::from_packed(bytes, outs, ins, kept)?;
+                // What is zero in every row is not read.
+                return columns.apply(&Active::above(x, x.len() / ins, ins, 0.0)?, y, threads);
+            }
+        };
+        product.apply_with(x, x.len() / ins, y, threads)
     }
 }
 
 /// Packs a matrix for a storage that our kernels have.
-fn pack(tensor: &Tensor, storage: Storage) -> pilotfish_graph::Result<Vec<u8>> {
+pub(crate) fn pack(tensor: &Tensor, storage: Storage) -> pilotfish_graph::Result<Vec<u8>> {
     let refuse =
         |error: KernelError| GraphError::Tensor { name: format!("{tensor:?}"), why: error.to_string() };
     let &[outs, ins] = tensor.shape() else {
@@ -149,11 +196,15 @@ fn pack(tensor: &Tensor, storage: Storage) -> pilotfish_graph::Result<Vec<u8>> {
             }
             bytes(&Blocks::pack(&codes, &scales, &zeros, outs, ins, kind).map_err(refuse)?)
         }
-        Storage::Sparse { keep, group } => {
+        Storage::Sparse { keep, group, kept: stored } => {
             let mut values = values.into_owned();
-            quantize::round(&mut values, ins, storage);
+            // Which are kept; the kernel rounds them.
+            quantize::round(&mut values, ins, Storage::Sparse { keep, group, kept: graph::Kept::F32 });
             let pattern = Pattern { keep, group };
-            bytes(&Sparse::pack(&values, outs, ins, pattern, Kept::F32).map_err(refuse)?)
+            bytes(&Sparse::pack(&values, outs, ins, pattern, kept(stored)).map_err(refuse)?)
+        }
+        Storage::Columns { kept: stored } => {
+            Columns::pack(&values, outs, ins, kept(stored)).map_err(refuse)?.packed().to_vec()
         }
         Storage::Bf16 => bytes(&Dense::pack(&values, outs, ins, Float::Bf16).map_err(refuse)?),
         _ => bytes(&Dense::pack(&values, outs, ins, Float::F32).map_err(refuse)?),
@@ -177,8 +228,11 @@ pub fn lower_products_where(
     graph: &Graph,
     wanted: impl Fn(Storage, [usize; 2]) -> bool,
 ) -> pilotfish_graph::Result<Graph> {
+    let graph = &crate::skipping::lower(graph, &wanted)?;
     passes::rewrite(graph, |new, node, inputs| {
         let Op::Linear(storage) = node.op else { return Ok(None) };
+        // Rows that no gate reads are a plain matrix.
+        let storage = if storage == Storage::Rows { Storage::F32 } else { storage };
         let (Some(param), Some(kind)) = (new.param_of(inputs[1]), Kind::of(storage)) else { return Ok(None) };
         let (name, tensor) = (format!("{}.pilotfish.{storage}", param.name), param.tensor.clone());
         let [outs, ins] = [tensor.shape()[0], tensor.shape()[1]];
@@ -186,19 +240,17 @@ pub fn lower_products_where(
             return Ok(None);
         }
         let count = packed_len(kind, outs, ins);
-        // The bytes travel as floats: a parameter has no other type, and nobody computes with them.
-        let packed = tensor.derive([count], move |tensor, rows: Range<usize>| {
-            let bytes = pack(tensor, storage)?;
-            let words = bytes.as_chunks::<4>().0;
-            Ok(words[rows].iter().map(|&word| f32::from_le_bytes(word)).collect())
-        });
-        let packed = new.param(&name, packed)?;
+        let packed = new.param(&name, as_words(&tensor, count, move |tensor| pack(tensor, storage)))?;
         let shape = new.shape(inputs[0]).with(new.shape(inputs[0]).rank() - 1, outs.into());
         let mut attributes =
             vec![("outs".into(), Setting::Int(outs as i64)), ("ins".into(), Setting::Int(ins as i64))];
-        if let Kind::Sparse(Pattern { keep, group }) = kind {
+        if let Kind::Sparse(Pattern { keep, group }, kept) = kind {
             attributes.push(("keep".into(), Setting::Int(keep as i64)));
             attributes.push(("group".into(), Setting::Int(group as i64)));
+            attributes.push(("bits".into(), Setting::Int(bits(kept))));
+        }
+        if let Kind::Columns(kept) = kind {
+            attributes.push(("bits".into(), Setting::Int(bits(kept))));
         }
         let custom = Custom {
             domain: PRODUCTS_DOMAIN.into(),
@@ -215,6 +267,20 @@ pub fn lower_products_where(
     })
 }
 
+/// Packed bytes as a parameter of so many words. They travel as floats: a parameter has no other type, and nobody
+/// computes with them.
+pub(crate) fn as_words(
+    tensor: &Tensor,
+    count: usize,
+    pack: impl Fn(&Tensor) -> pilotfish_graph::Result<Vec<u8>> + Send + Sync + 'static,
+) -> Tensor {
+    tensor.derive([count], move |tensor, rows: Range<usize>| {
+        let bytes = pack(tensor)?;
+        let words = bytes.as_chunks::<4>().0;
+        Ok(words[rows].iter().map(|&word| f32::from_le_bytes(word)).collect())
+    })
+}
+
 /// Bytes of a matrix `[outs, ins]` as our kernels read it, if they have the storage.
 pub fn packed_bytes(storage: Storage, [outs, ins]: [usize; 2]) -> Option<usize> {
     Kind::of(storage).map(|kind| 4 * packed_len(kind, outs, ins))
@@ -228,7 +294,9 @@ fn packed_len(kind: Kind, outs: usize, ins: usize) -> usize {
         Kind::Bf16 => Dense::packed_bytes(outs, ins, Float::Bf16),
         Kind::Int4 => Blocks::packed_bytes(outs, ins, form(Bits::Four)),
         Kind::Int8 => Blocks::packed_bytes(outs, ins, form(Bits::Eight)),
-        Kind::Sparse(pattern) => Sparse::packed_bytes(outs, ins, pattern, Kept::F32),
+        Kind::Sparse(pattern, kept) => Sparse::packed_bytes(outs, ins, pattern, kept),
+        Kind::Columns(kept) => Columns::packed_bytes(outs, ins, kept),
+        Kind::Rows => Neurons::packed_bytes(outs, ins),
     };
     bytes / 4
 }
@@ -241,7 +309,9 @@ pub fn product_operators(threads: usize) -> Operators {
         threads => threads,
     };
     Operators::new(PRODUCTS_DOMAIN, PROVIDER, move |domain| {
-        KINDS.into_iter().try_fold(domain, |domain, kind| domain.add(Linear { kind, threads }))
+        let domain =
+            KINDS.into_iter().try_fold(domain, |domain, kind| domain.add(Linear { kind, threads }))?;
+        crate::skipping::add(domain, threads)
     })
 }
 
@@ -251,9 +321,9 @@ struct Linear {
 }
 
 /// ONNX Runtime's own threads.
-struct Threads<'a> {
-    context: &'a ComputeContext,
-    width: usize,
+pub(crate) struct Threads<'a> {
+    pub context: &'a ComputeContext,
+    pub width: usize,
 }
 
 impl Parallel for Threads<'_> {
@@ -283,64 +353,116 @@ impl Operator for Linear {
     }
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
-        let refuse = |error: KernelError| ort::Error::new(format!("pilotfish: {error}"));
-        let size = |name: &str| {
-            let size = context.get::<i64>(name).and_then(|size| usize::try_from(size).ok());
-            size.ok_or_else(|| ort::Error::new(format!("pilotfish: no attribute {name}")))
+        let kept = || match size(context, "bits")? {
+            32 => Ok(Kept::F32),
+            16 => Ok(Kept::Bf16),
+            8 => Ok(Kept::Int8),
+            other => Err(ort::Error::new(format!("pilotfish: weights of {other} bits"))),
         };
         let kind = match self.kind {
-            Kind::Sparse(_) => Kind::Sparse(Pattern { keep: size("keep")?, group: size("group")? }),
+            Kind::Sparse(..) => Kind::Sparse(
+                Pattern { keep: size(context, "keep")?, group: size(context, "group")? },
+                kept()?,
+            ),
+            Kind::Columns(_) => Kind::Columns(kept()?),
             kind => kind,
         };
-        let (shape, width) = ([size("outs")?, size("ins")?], self.threads);
-        let weights = context.constant_input::<ort::value::DynTensorValueType>(1)?;
-        let (_, weights) = weights.try_extract_tensor::<f32>()?;
-        let bytes: &[u8] = bytemuck::cast_slice(weights);
-        kind.view(bytes, shape).map_err(refuse)?;
-        // Bytes that do not begin on a cache line would be copied by every call: once is enough.
-        let aligned = bytes.as_ptr().addr() % 64 == 0;
-        let own = if aligned { None } else { Some(Aligned::copy(bytes)) };
-        tracing::debug!("{} {shape:?}, {} bytes, in place: {aligned}", kind.operator(), bytes.len());
+        let (shape, width) = ([size(context, "outs")?, size(context, "ins")?], self.threads);
+        let weights = Weights::of(context, 1, &|bytes| {
+            kind.multiply(bytes, shape, &[], &mut [], &pilotfish_kernels::Serial)
+        })?;
         Ok(Box::new(move |context: &ComputeContext| {
-            let missing = || ort::Error::new("pilotfish: an operand is missing");
-            let (x, weights) =
-                (context.input(0)?.ok_or_else(missing)?, context.input(1)?.ok_or_else(missing)?);
+            let packed = operand(context, 1)?;
+            let x = operand(context, 0)?;
             let (x_shape, x) = x.try_extract_tensor::<f32>()?;
-            let (_, weights) = weights.try_extract_tensor::<f32>()?;
-            let bytes = own.as_ref().map_or(bytemuck::cast_slice(weights), Aligned::bytes);
-            let product = kind.view(bytes, shape).map_err(refuse)?;
-            let mut y_shape: Vec<i64> = x_shape.iter().copied().collect();
-            let [outs, ins] = shape;
-            match y_shape.last_mut() {
-                Some(last) if *last == ins as i64 => *last = outs as i64,
-                _ => return Err(ort::Error::new(format!("pilotfish: {x_shape:?} does not end in {ins}"))),
-            }
-            let mut y = context.output(0, y_shape)?.ok_or_else(missing)?;
+            let mut y = context.output(0, result_shape(x_shape, shape)?)?.ok_or_else(missing)?;
             let (_, y) = y.try_extract_tensor_mut::<f32>()?;
-            product.apply_with(x, x.len() / ins, y, &Threads { context, width }).map_err(refuse)
+            let threads = Threads { context, width };
+            let (_, packed) = packed.try_extract_tensor::<f32>()?;
+            kind.multiply(weights.bytes(packed), shape, x, y, &threads).map_err(refuse)
         }))
     }
 
     fn infer_shape(&self, context: &mut ort::operator::ShapeInferenceContext) -> ort::Result<()> {
-        let outs: i64 = context.attr("outs")?;
-        let inputs = context.inputs();
-        let Some(ort::value::ValueType::Tensor { shape, dimension_symbols, .. }) = inputs.first() else {
-            return Ok(());
-        };
-        let mut shape = shape.clone();
-        let Some(last) = shape.last_mut() else { return Ok(()) };
-        *last = outs;
-        let rank = dimension_symbols.len();
-        let open = |(at, symbol): (usize, &String)| {
-            if at + 1 == rank { String::new() } else { symbol.clone() }
-        };
-        let symbols = dimension_symbols.iter().enumerate().map(open).collect();
-        let output = ort::value::ValueType::Tensor {
-            ty: TensorElementType::Float32,
-            shape,
-            dimension_symbols: symbols,
-        };
-        context.set_output(0, &output)
+        infer(context)
+    }
+}
+
+pub(crate) fn refuse(error: KernelError) -> ort::Error {
+    ort::Error::new(format!("pilotfish: {error}"))
+}
+
+pub(crate) fn missing() -> ort::Error {
+    ort::Error::new("pilotfish: an operand is missing")
+}
+
+/// An operand of a call.
+pub(crate) fn operand<'a>(
+    context: &'a ComputeContext,
+    index: usize,
+) -> ort::Result<ort::value::ValueRef<'a>> {
+    context.input(index)?.ok_or_else(missing)
+}
+
+/// An attribute that is a size.
+pub(crate) fn size(context: &KernelContext<'_>, name: &str) -> ort::Result<usize> {
+    let size = context.get::<i64>(name).and_then(|size| usize::try_from(size).ok());
+    size.ok_or_else(|| ort::Error::new(format!("pilotfish: no attribute {name}")))
+}
+
+/// The shape of a product of `x` with a matrix `[outs, ins]`.
+pub(crate) fn result_shape(x: &[i64], [outs, ins]: [usize; 2]) -> ort::Result<Vec<i64>> {
+    let mut shape = x.to_vec();
+    match shape.last_mut() {
+        Some(last) if *last == ins as i64 => *last = outs as i64,
+        _ => return Err(ort::Error::new(format!("pilotfish: {x:?} does not end in {ins}"))),
+    }
+    Ok(shape)
+}
+
+/// The first operand's shape with `outs` in the end.
+pub(crate) fn infer(context: &mut ort::operator::ShapeInferenceContext) -> ort::Result<()> {
+    let outs: i64 = context.attr("outs")?;
+    let inputs = context.inputs();
+    let Some(ort::value::ValueType::Tensor { shape, dimension_symbols, .. }) = inputs.first() else {
+        return Ok(());
+    };
+    let mut shape = shape.clone();
+    let Some(last) = shape.last_mut() else { return Ok(()) };
+    *last = outs;
+    let rank = dimension_symbols.len();
+    let open = |(at, symbol): (usize, &String)| if at + 1 == rank { String::new() } else { symbol.clone() };
+    let symbols = dimension_symbols.iter().enumerate().map(open).collect();
+    let output =
+        ort::value::ValueType::Tensor { ty: TensorElementType::Float32, shape, dimension_symbols: symbols };
+    context.set_output(0, &output)
+}
+
+/// Where packed weights lie: in the operand, or, if that does not begin on a cache line, in a copy, for the kernels would
+/// copy them with every call.
+pub(crate) struct Weights {
+    own: Option<Aligned>,
+}
+
+impl Weights {
+    /// The constant operand of this index, if `check` finds nothing wrong with its bytes.
+    pub(crate) fn of(
+        context: &KernelContext<'_>,
+        index: usize,
+        check: &dyn Fn(&[u8]) -> Result<(), KernelError>,
+    ) -> ort::Result<Self> {
+        let weights = context.constant_input::<ort::value::DynTensorValueType>(index)?;
+        let (_, weights) = weights.try_extract_tensor::<f32>()?;
+        let bytes: &[u8] = bytemuck::cast_slice(weights);
+        check(bytes).map_err(refuse)?;
+        let aligned = bytes.as_ptr().addr() % 64 == 0;
+        tracing::debug!("{} packed bytes, in place: {aligned}", bytes.len());
+        Ok(Self { own: if aligned { None } else { Some(Aligned::copy(bytes)) } })
+    }
+
+    /// The bytes, given the operand of a call.
+    pub(crate) fn bytes<'a>(&'a self, operand: &'a [f32]) -> &'a [u8] {
+        self.own.as_ref().map_or(bytemuck::cast_slice(operand), Aligned::bytes)
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, Session};
 use ort::value::Tensor;
-use pilotfish_model::{Forest, ModelError, Parents};
+use pilotfish_model::{Forest, ModelError, Parents, Partial, Skip};
 
 use crate::error::backend;
 use crate::session::SessionConfig;
@@ -35,8 +35,8 @@ pub(crate) struct Sizes {
 enum Buffers {
     /// Bound in place; `capacity` rows of room.
     Shared { tensors: Vec<Tensor<f32>>, capacity: usize },
-    /// Handed in and out: `[kv_heads, rows, head_dim]` each.
-    Copied { tensors: Vec<Vec<f32>>, rows: usize },
+    /// Handed in and out: `[kv_heads, rows, head_dim]` each. Layers whose attention was left out have fewer rows.
+    Copied { tensors: Vec<Vec<f32>> },
 }
 
 pub(crate) struct Segment {
@@ -45,9 +45,12 @@ pub(crate) struct Segment {
     binding: IoBinding,
     buffers: Buffers,
     forest: Forest,
+    partial: Partial,
     sizes: Sizes,
     window: Option<usize>,
     has_full: bool,
+    /// Which attentions and MLPs the session was last told to run; nothing where it runs all.
+    running: Option<Vec<bool>>,
     names: Vec<[String; 2]>,
     /// Outputs, besides the cache, that are bound.
     bound: Vec<String>,
@@ -68,6 +71,7 @@ impl Segment {
         let has = |name: &str| session.inputs().iter().any(|input| input.name() == name);
         let shared = has("seqlens");
         let has_full = has("mask");
+        let running = has("run").then(Vec::new);
         let required = ["x", "positions"].into_iter().chain(window.map(|_| "mask_local"));
         for name in required {
             if !has(name) {
@@ -85,7 +89,7 @@ impl Segment {
         let buffers = if shared {
             Buffers::Shared { tensors: Vec::new(), capacity: 0 }
         } else {
-            Buffers::Copied { tensors: vec![Vec::new(); names.len()], rows: 0 }
+            Buffers::Copied { tensors: vec![Vec::new(); names.len()] }
         };
         let output_memory =
             MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::CPUOutput)?;
@@ -95,9 +99,11 @@ impl Segment {
             binding,
             buffers,
             forest: Forest::new(),
+            partial: Partial::default(),
             sizes,
             window,
             has_full,
+            running,
             names,
             bound: Vec::new(),
             output_memory,
@@ -109,35 +115,54 @@ impl Segment {
         self.forest.len()
     }
 
-    /// Appends rows of the residual stream, `[rows, width]`, and gives each wanted output to `read`, in order.
-    /// The cache is unchanged when this fails.
+    /// Appends rows of the residual stream, `[rows, width]`, without some attentions and MLPs, and gives each wanted
+    /// output to `read`, in order. The cache is unchanged when this fails.
     pub(crate) fn append(
         &mut self,
         x: &[f32],
         rows: usize,
         parents: Parents<'_>,
+        skip: &Skip,
         wanted: &[&str],
         mut read: impl FnMut(usize, &[f32]),
     ) -> Result<(), ModelError> {
+        self.partial.check(skip)?;
         let before = self.forest.len();
         self.forest.append(rows, parents, self.sizes.context)?;
-        let ran = self.run(x, before, wanted, &mut read);
-        if ran.is_err() {
-            self.forest.truncate(before)?;
+        let ran = self.run(x, before, skip, wanted, &mut read);
+        match &ran {
+            Ok(()) => self.partial.appended(before, skip),
+            Err(_) => self.forest.truncate(before)?,
         }
         ran
+    }
+
+    /// Tells the session what to run.
+    fn choose(&mut self, skip: &Skip) -> Result<(), ModelError> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let layers = self.layers.clone();
+        let chosen: Vec<bool> =
+            layers.flat_map(|layer| [!skip.skips_attention(layer), !skip.skips_mlp(layer)]).collect();
+        if *running != chosen {
+            let run = Tensor::from_array(([chosen.len()], chosen.clone())).map_err(backend)?;
+            self.binding.bind_input("run", &run).map_err(backend)?;
+            *running = chosen;
+        }
+        Ok(())
     }
 
     fn run(
         &mut self,
         x: &[f32],
         before: usize,
+        skip: &Skip,
         wanted: &[&str],
         read: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), ModelError> {
         let after = self.forest.len();
         let rows = after - before;
         self.reserve(after)?;
+        self.choose(skip)?;
         let x = Tensor::from_array(([1, rows, self.sizes.width], x.to_vec())).map_err(backend)?;
         self.binding.bind_input("x", &x).map_err(backend)?;
         let positions: Vec<i64> = (before..after).map(|row| self.forest.position(row) as i64).collect();
@@ -159,28 +184,34 @@ impl Segment {
                     self.binding.bind_input(name, &value).map_err(backend)?;
                 }
             }
-            Buffers::Copied { tensors, rows } => {
+            Buffers::Copied { tensors } => {
                 let Sizes { kv_heads, head_dim, .. } = self.sizes;
                 for ([past, _], values) in self.names.iter().zip(tensors) {
-                    let tensor = Tensor::from_array(([1, kv_heads, *rows, head_dim], values.clone()));
+                    let rows = values.len() / (kv_heads * head_dim);
+                    let tensor = Tensor::from_array(([1, kv_heads, rows, head_dim], values.clone()));
                     self.binding.bind_input(past, &tensor.map_err(backend)?).map_err(backend)?;
                 }
             }
         }
+        // Two names a layer. A layer that is left out keeps what it has.
+        let copied = matches!(self.buffers, Buffers::Copied { .. });
+        let first = self.layers.start;
+        let grows = |index: usize| copied && !skip.skips_attention(first + index / 2);
+        let present = self.names.iter().enumerate().filter(|(index, _)| grows(*index));
+        let named: Vec<&str> =
+            wanted.iter().copied().chain(present.map(|(_, [_, present])| present.as_str())).collect();
         // A binding keeps the last run's tensors and their shapes: outputs are bound anew each time, and those
         // that are not wanted any more have to go.
-        if self.bound != wanted {
+        if self.bound != named {
             self.binding.clear_outputs();
             if let Buffers::Shared { tensors, .. } = &mut self.buffers {
                 for ([_, present], tensor) in self.names.iter().zip(tensors) {
                     self.binding.bind_output(present, tensor).map_err(backend)?;
                 }
             }
-            self.bound = wanted.iter().map(|&name| name.to_owned()).collect();
+            self.bound = named.iter().map(|&name| name.to_owned()).collect();
         }
-        let copied = matches!(self.buffers, Buffers::Copied { .. });
-        let present = self.names.iter().map(|[_, present]| present.as_str()).filter(|_| copied);
-        for name in wanted.iter().copied().chain(present) {
+        for name in named {
             self.binding.bind_output_to_device(name, &self.output_memory).map_err(backend)?;
         }
         let clock = std::time::Instant::now();
@@ -190,13 +221,15 @@ impl Segment {
             let (_, values) = outputs[name].try_extract_tensor::<f32>().map_err(backend)?;
             read(index, values);
         }
-        if let Buffers::Copied { tensors, rows } = &mut self.buffers {
-            for ([_, present], values) in self.names.iter().zip(tensors) {
+        if let Buffers::Copied { tensors } = &mut self.buffers {
+            for (index, ([_, present], values)) in self.names.iter().zip(tensors).enumerate() {
+                if !grows(index) {
+                    continue;
+                }
                 let (_, new) = outputs[present.as_str()].try_extract_tensor::<f32>().map_err(backend)?;
                 values.clear();
                 values.extend_from_slice(new);
             }
-            *rows = after;
         }
         Ok(())
     }
@@ -234,7 +267,13 @@ impl Segment {
 
     /// See [`Steps::keep`](pilotfish_model::Steps::keep).
     pub(crate) fn keep(&mut self, from: usize, rows: &[usize]) -> Result<(), ModelError> {
+        self.partial.check_keep(from, rows)?;
+        self.compact(from, rows)
+    }
+
+    fn compact(&mut self, from: usize, rows: &[usize]) -> Result<(), ModelError> {
         self.forest.keep(from, rows)?;
+        self.partial.truncated(from);
         let moves: Vec<(usize, usize)> = rows
             .iter()
             .enumerate()
@@ -260,16 +299,16 @@ impl Segment {
                     tensors.iter_mut().for_each(|tensor| compact(tensor.extract_tensor_mut().1, *capacity));
                 }
             }
-            Buffers::Copied { tensors, rows } => {
+            Buffers::Copied { tensors } => {
                 for values in tensors {
-                    compact(values, *rows);
+                    let rows = values.len() / (kv_heads * head_dim);
+                    compact(values, rows);
                     let parts: Vec<f32> = (0..kv_heads)
-                        .flat_map(|head| &values[head * *rows * head_dim..][..kept * head_dim])
+                        .flat_map(|head| &values[head * rows * head_dim..][..kept.min(rows) * head_dim])
                         .copied()
                         .collect();
                     *values = parts;
                 }
-                *rows = kept;
             }
         }
         Ok(())
@@ -280,6 +319,6 @@ impl Segment {
         if len > self.len() {
             return Err(ModelError::NoSuchRow { what: "truncate", row: len, len: self.len() });
         }
-        self.keep(len, &[])
+        self.compact(len, &[])
     }
 }

@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use pilotfish_graph::{BinaryOp, DType, Graph, GraphError, Literal, Op, Storage, UnaryOp, Value, passes};
+use pilotfish_graph::{
+    BinaryOp, DType, Graph, GraphError, Kept, Literal, Op, Storage, UnaryOp, Value, passes,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::gate::{Gate, GateMethod, Score, column_norms};
@@ -60,10 +62,26 @@ pub struct Calibration {
 pub struct LayerPlan {
     /// Which weights may be other than zero.
     pub pattern: Pattern,
-    /// Whether a pattern of groups is stored packed.
+    /// Whether it is stored for kernels that skip: by columns where inputs are gated, else in the pattern's groups.
     pub packed: bool,
+    /// What packed weights are kept in.
+    #[serde(default)]
+    pub kept: Kept,
     /// Which inputs are dropped.
     pub gate: Option<Gate>,
+}
+
+impl LayerPlan {
+    /// How the matrix is stored, if the plan says so.
+    fn storage(&self) -> Option<Storage> {
+        match (self.packed, self.gate, self.pattern) {
+            (true, Some(_), _) => Some(Storage::Columns { kept: self.kept }),
+            (true, None, Pattern::Grouped { keep, group }) => {
+                Some(Storage::Sparse { keep, group, kept: self.kept })
+            }
+            _ => None,
+        }
+    }
 }
 
 impl Plan {
@@ -114,8 +132,9 @@ impl Plan {
         for (name, layer) in &self.layers {
             layer.pattern.check()?;
             layer.gate.map_or(Ok(()), |gate| gate.check())?;
-            if layer.packed && !matches!(layer.pattern, Pattern::Grouped { .. }) {
-                let why = format!("only patterns of groups are packed, not {}", layer.pattern);
+            if layer.packed && layer.gate.is_none() && !matches!(layer.pattern, Pattern::Grouped { .. }) {
+                let why =
+                    format!("only patterns of groups and gated layers are packed, not {}", layer.pattern);
                 return Err(SparsityError::Structure { what: name.clone(), why });
             }
         }
@@ -133,8 +152,10 @@ impl Plan {
         }
     }
 
-    /// The graph that runs the plan: gates before linear layers, packed storage for theirs. Layers that the graph does
-    /// not have are another part's. With `dense_positions` the graph needs an input `positions` `[B, T]`.
+    /// The graph that runs the plan: gates before linear layers, packed storage for theirs; layers with one gate on one
+    /// value share what it lets through. Where CATS gates a packed down projection, the up projection is stored by rows.
+    /// Layers that the graph does not have are another part's. With `dense_positions` the graph needs an input `positions`
+    /// `[B, T]`.
     ///
     /// # Errors
     /// Numbers outside their range, a matrix that does not keep the pattern it is to be packed in, a gate whose layer
@@ -144,21 +165,26 @@ impl Plan {
         for param in graph.params() {
             if let Some(layer) = self.layers.get(&param.name)
                 && layer.packed
+                && matches!(layer.pattern, Pattern::Grouped { .. })
             {
                 let ins = param.tensor.shape().last().copied().unwrap_or(0);
                 verify(&param.name, &param.tensor.to_f32()?, ins, layer.pattern)?;
             }
         }
         let mut failed = None;
+        let mut shared: Vec<(Value, Gate, Vec<f32>, Value)> = Vec::new();
         let out = passes::rewrite(graph, |new, node, inputs| {
             let Op::Linear(storage) = node.op else { return Ok(None) };
             let found = new.param_of(inputs[1]).map(|param| (param.name.clone(), param.tensor.clone()));
             let Some((name, tensor)) = found else { return Ok(None) };
-            let Some(layer) = self.layers.get(&name) else { return Ok(None) };
-            let storage = match layer.pattern {
-                Pattern::Grouped { keep, group } if layer.packed => Storage::Sparse { keep, group },
-                _ => storage,
-            };
+            let planned = self.layers.get(&name);
+            if self.skips_rows(&name)
+                && planned.is_none_or(|layer| layer.storage().is_none() && layer.gate.is_none())
+            {
+                return new.apply(Op::Linear(Storage::Rows), inputs).map(Some);
+            }
+            let Some(layer) = planned else { return Ok(None) };
+            let storage = layer.storage().unwrap_or(storage);
             let mut operands = inputs.to_vec();
             if let Some(gate) = layer.gate {
                 let norms = match gate.score {
@@ -167,8 +193,18 @@ impl Plan {
                     }
                     _ => Vec::new(),
                 };
-                match gated(new, operands[0], &gate, norms, self.dense_positions) {
-                    Ok(Some(x)) => operands[0] = x,
+                let (x, same) = (operands[0], |old: &&(Value, Gate, Vec<f32>, Value)| {
+                    old.0 == operands[0] && old.1 == gate && old.2 == norms
+                });
+                if let Some(&(.., through)) = shared.iter().find(same) {
+                    operands[0] = through;
+                    return new.apply(Op::Linear(storage), &operands).map(Some);
+                }
+                match gated(new, x, &gate, &norms, self.dense_positions) {
+                    Ok(Some(through)) => {
+                        shared.push((x, gate, norms, through));
+                        operands[0] = through;
+                    }
                     Ok(None) => {}
                     Err(GateFailure::Graph(error)) => return Err(error),
                     Err(GateFailure::Structure(why)) => {
@@ -182,6 +218,17 @@ impl Plan {
             Some(error) => Err(error),
             None => Ok(out),
         }
+    }
+
+    /// Whether a matrix is the up projection of a packed MLP that CATS gates.
+    fn skips_rows(&self, name: &str) -> bool {
+        let down = name.replace(".up_proj.", ".down_proj.");
+        let gated = |layer: &LayerPlan| {
+            layer.packed
+                && layer.kept == Kept::F32
+                && layer.gate.is_some_and(|gate| gate.score == Score::Activation && gate.sparsity > 0.0)
+        };
+        down != name && self.layers.get(&down).is_some_and(gated)
     }
 
     /// What two plans have different, a line each.
@@ -213,6 +260,11 @@ impl Plan {
 impl std::fmt::Display for LayerPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}{}", self.pattern, if self.packed { " packed" } else { "" })?;
+        match self.kept {
+            Kept::F32 => {}
+            Kept::Bf16 => f.write_str(" in bf16")?,
+            Kept::Int8 => f.write_str(" in int8")?,
+        }
         match self.gate {
             None => Ok(()),
             Some(Gate { score, sparsity, threshold: Some(threshold) }) => {
@@ -239,7 +291,7 @@ fn gated(
     g: &mut Graph,
     x: Value,
     gate: &Gate,
-    norms: Vec<f32>,
+    norms: &[f32],
     dense_positions: usize,
 ) -> Result<Option<Value>, GateFailure> {
     let width = g.shape(x).last().and_then(pilotfish_graph::Dim::fixed).unwrap_or(0);
@@ -255,7 +307,7 @@ fn gated(
     };
     let mut score = g.unary(UnaryOp::Abs, judged)?;
     if gate.score == Score::Weighted {
-        let norms = g.constant(Literal::F32 { shape: vec![width], values: norms })?;
+        let norms = g.constant(Literal::F32 { shape: vec![width], values: norms.to_vec() })?;
         score = g.mul(score, norms)?;
     }
     let mut keep = match gate.threshold {

@@ -1,7 +1,7 @@
 //! Gates: worked examples, optimality, closed forms.
 #![allow(clippy::unwrap_used)]
 
-use pilotfish_graph::{DType, Dim, Graph, Op, Storage, Tensor};
+use pilotfish_graph::{DType, Dim, Graph, Kept, Op, Storage, Tensor};
 use pilotfish_sparsity::gate::{GATES, Gate, GateMethod, Quantiles, Score, column_norms};
 use pilotfish_sparsity::plan::{Calibration, LayerPlan, Plan};
 use pilotfish_sparsity::{MultiplyAdds, Pattern};
@@ -226,14 +226,19 @@ fn plans_on_graphs() {
     assert!(first.apply(&g).is_err());
     // Packing checks the pattern, and changes the storage.
     let pattern = Pattern::Grouped { keep: 2, group: 4 };
-    let packed = plan("l.mlp.up_proj.weight", LayerPlan { pattern, packed: true, gate: None });
+    let packed = plan("l.mlp.up_proj.weight", LayerPlan { pattern, packed: true, ..LayerPlan::default() });
     let error = packed.apply(&g).err().unwrap().to_string();
     assert!(error.contains("row 0, group 0 has 4"), "{error}");
     let mut pruned = g.clone();
     let values = (0..32).map(|at| if at % 4 < 2 { 1.0 } else { 0.0 }).collect();
     pruned.set_param("l.mlp.up_proj.weight", Tensor::new([8, 4], values).unwrap()).unwrap();
     let stored = packed.apply(&pruned).unwrap();
-    assert!(stored.nodes().iter().any(|node| node.op == Op::Linear(Storage::Sparse { keep: 2, group: 4 })));
+    assert!(
+        stored
+            .nodes()
+            .iter()
+            .any(|node| node.op == Op::Linear(Storage::Sparse { keep: 2, group: 4, kept: Kept::F32 }))
+    );
 }
 
 #[test]
@@ -241,7 +246,10 @@ fn plans_are_files() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("plan.json");
     let gate = Gate { score: Score::Weighted, sparsity: 0.4, threshold: Some(0.12345678) };
-    let mut plan = plan("a", LayerPlan { pattern: "2:4".parse().unwrap(), packed: true, gate: Some(gate) });
+    let mut plan = plan(
+        "a",
+        LayerPlan { pattern: "2:4".parse().unwrap(), packed: true, kept: Kept::Int8, gate: Some(gate) },
+    );
     plan.pruner = Some("sparsegpt+dsnot".parse().unwrap());
     plan.gates = Some(GateMethod::Wina);
     plan.calibration = Some(Calibration { source: "x".into(), sequences: 1, length: 2, seed: 3 });
@@ -266,7 +274,7 @@ fn plans_are_files() {
         assert!(Plan::read(&path).is_err());
     }
     assert!(Plan::read(&folder.path().join("nothing")).is_err());
-    let wrong = LayerPlan { pattern: "0.5".parse().unwrap(), packed: true, gate: None };
+    let wrong = LayerPlan { pattern: "0.5".parse().unwrap(), packed: true, ..LayerPlan::default() };
     assert!(Plan { layers: [("a".to_owned(), wrong)].into(), ..Plan::new("x") }.check().is_err());
 }
 
@@ -284,6 +292,12 @@ fn methods_by_name() {
     for part in ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"] {
         assert_eq!(score(GateMethod::Wina, part), Some(Score::Magnitude));
         assert_eq!(score(GateMethod::WinaPlain, part), weighted);
+    }
+    // What carries the residual stream from one basis to the next is no projection: half of it is not to be dropped.
+    for method in [GateMethod::Teal, GateMethod::TealRotated, GateMethod::Wina, GateMethod::WinaPlain] {
+        for name in ["rotation.0.1", "rotation.in.0", "rotation.out.60"] {
+            assert_eq!(method.score(name), None);
+        }
     }
     assert_eq!(score(GateMethod::Cats, "mlp.down_proj"), Some(Score::Activation));
     assert_eq!(score(GateMethod::Cats, "mlp.up_proj"), None);

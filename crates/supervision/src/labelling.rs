@@ -159,23 +159,28 @@ pub fn write_labels(path: &Path, votes: &Votes, fitted: &Fitted) -> Result<()> {
         let (got, want) = (fitted.posterior.items(), votes.items());
         return Err(SupervisionError::Shape { what: "posteriors", got, want });
     }
-    check_output(path)?;
     let io = |source| SupervisionError::Io { path: path.display().to_string(), source };
-    let mut file = tempfile::NamedTempFile::new_in(folder(path)).map_err(io)?;
     let json = path.extension().is_some_and(|ending| ending == "jsonl" || ending == "ndjson");
     let classes: Vec<String> =
         (0..votes.classes()).map(|class| votes.class_names().get(class).into()).collect();
-    let written = if json {
-        write_json(BufWriter::new(file.as_file_mut()), votes, fitted, &classes)
-    } else {
-        write_csv(BufWriter::new(file.as_file_mut()), votes, fitted, &classes)
-    };
-    written.map_err(io)?;
+    let form = if json { write_json } else { write_csv };
+    whole(path, |out| form(out, votes, fitted, &classes).map_err(io))
+}
+
+/// Writes a file that appears complete or not at all.
+pub(crate) fn whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    check_output(path)?;
+    let io = |source| SupervisionError::Io { path: path.display().to_string(), source };
+    let mut file = tempfile::NamedTempFile::new_in(folder(path)).map_err(io)?;
+    let mut out = BufWriter::new(file.as_file_mut());
+    write(&mut out)?;
+    out.flush().map_err(io)?;
+    drop(out);
     file.persist(path).map_err(|error| io(error.error))?;
     Ok(())
 }
 
-fn write_csv(out: impl Write, votes: &Votes, fitted: &Fitted, classes: &[String]) -> std::io::Result<()> {
+fn write_csv(out: &mut dyn Write, votes: &Votes, fitted: &Fitted, classes: &[String]) -> std::io::Result<()> {
     let mut out = csv::Writer::from_writer(out);
     let header = ["question", "label", "tied"].map(str::to_owned).into_iter();
     out.write_record(header.chain(classes.iter().map(|class| format!("p_{class}"))))?;
@@ -189,7 +194,7 @@ fn write_csv(out: impl Write, votes: &Votes, fitted: &Fitted, classes: &[String]
 }
 
 fn write_json(
-    mut out: impl Write,
+    out: &mut dyn Write,
     votes: &Votes,
     fitted: &Fitted,
     classes: &[String],

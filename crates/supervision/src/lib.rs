@@ -16,6 +16,7 @@ pub mod label_models;
 pub mod labelling;
 pub mod meta_ranking;
 mod names;
+pub mod pairing;
 pub mod preferences;
 pub mod reasoning;
 mod solver;

@@ -16,10 +16,12 @@
 
 use std::collections::HashSet;
 use std::io::{BufRead, Write};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
+use crate::labelling::whole;
 use crate::{Result, SupervisionError};
 
 /// The form of a line.
@@ -250,6 +252,14 @@ pub fn write(out: &mut dyn Write, form: Form, pairs: &[Preference]) -> Result<()
     Ok(())
 }
 
+/// Writes pairs into a file, which appears complete or not at all.
+///
+/// # Errors
+/// As [`write()`] and [`check_output`](crate::labelling::check_output).
+pub fn save(path: &Path, form: Form, pairs: &[Preference]) -> Result<()> {
+    whole(path, |out| write(out, form, pairs))
+}
+
 /// Reads pairs for training, in whatever form each line has. A byte order mark, carriage returns and empty lines are no part
 /// of a file.
 ///
@@ -293,7 +303,7 @@ pub fn evaluation(input: impl BufRead, name: &str) -> Result<Vec<Option<bool>>> 
     Ok(rows)
 }
 
-fn each_line(
+pub(crate) fn each_line(
     input: impl BufRead,
     name: &str,
     mut take: impl FnMut(&str) -> std::result::Result<(), String>,

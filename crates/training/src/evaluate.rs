@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{D, DType, Device, Tensor};
 use pilotfish_graph::{BinaryOp, DType as GraphType, Dim, Literal, Op, ReduceOp, UnaryOp};
 
+use crate::frozen::Frozen;
 use crate::pow::Pow;
 use crate::{Precision, Result, TrainingError};
 
@@ -128,7 +129,10 @@ pub(crate) fn evaluate(
             let dims = x[0].dims();
             let (rows, inner) = (dims[..dims.len() - 1].iter().product::<usize>(), dims[dims.len() - 1]);
             let flat = x[0].contiguous()?.reshape((rows, inner))?;
-            let mut y = flat.matmul(&weight.t()?)?;
+            let mut y = match flat.track_op() && !weight.track_op() {
+                true => flat.apply_op1(Frozen(weight.clone()))?,
+                false => flat.matmul(&weight.t()?)?,
+            };
             if let Some(bias) = x.get(2) {
                 y = y.broadcast_add(bias)?;
             }

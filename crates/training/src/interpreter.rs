@@ -441,10 +441,10 @@ fn kind(dtype: GraphType) -> &'static str {
 /// What a matrix stored this way stands for; `None` if it is kept as it is.
 fn as_stored(name: &str, weight: &Tensor, storage: Storage) -> Result<Option<Tensor>> {
     let (bits, block) = match storage {
-        Storage::F32 => return Ok(None),
+        Storage::F32 | Storage::Rows => return Ok(None),
         Storage::Int4 { block } => (4, block),
         Storage::Int8 { block } => (8, block),
-        Storage::Bf16 | Storage::Sparse { .. } => {
+        Storage::Bf16 | Storage::Sparse { .. } | Storage::Columns { .. } => {
             let (outs, ins) = weight.dims2()?;
             let mut values = weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             quantize::round(&mut values, ins, storage);

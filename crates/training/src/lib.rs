@@ -10,6 +10,7 @@
 //! | what is trained: everything, a head, adapters | [`Selection`], [`attach_head`], [`Lora`] |
 //! | losses | [`losses`] |
 //! | optimisers and schedules | [`Optimizer`], [`Schedule`] |
+//! | keys and values of a cache that learn while a text is read | [`HiddenStates`] |
 //! | interrupted runs | [`Checkpoints`] |
 //!
 //! Composite operations are evaluated by their definition in primitives
@@ -39,7 +40,9 @@
 mod checkpoint;
 mod error;
 mod evaluate;
+mod frozen;
 mod head;
+mod hidden_state;
 mod interpreter;
 mod lora;
 pub mod losses;
@@ -54,6 +57,7 @@ mod trainer;
 pub use checkpoint::Checkpoints;
 pub use error::{Result, TrainingError};
 pub use head::attach_head;
+pub use hidden_state::{Entry, HiddenCache, HiddenConfig, HiddenStates, Part, Reading};
 pub use interpreter::{Array, Interpreter, Precision};
 pub use lora::Lora;
 pub use masked::{MaskedTask, bidirectional_inputs, bidirectional_logits};

@@ -114,7 +114,7 @@ impl OptimizerConfig {
     }
 
     /// How many moments a parameter has.
-    fn moments(&self) -> usize {
+    pub(crate) fn moments(&self) -> usize {
         match self {
             Self::Sgd(sgd) => usize::from(sgd.momentum > 0.0),
             Self::Adam(_) | Self::AdamW(_) => 2,
@@ -292,14 +292,15 @@ fn numbers<T: Real, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> 
     values.map(f).ok_or(TrainingError::Unsupported { op: "optimizer", why })
 }
 
-struct Rule {
-    config: OptimizerConfig,
-    lr: f64,
-    step: u64,
+/// One step of an optimiser on numbers that have taken `step` steps, this one included.
+pub(crate) struct Rule {
+    pub(crate) config: OptimizerConfig,
+    pub(crate) lr: f64,
+    pub(crate) step: u64,
 }
 
 impl Rule {
-    fn apply<T: Real>(&self, p: &mut [T], g: &[T], moments: [Option<&mut [T]>; 2]) {
+    pub(crate) fn apply<T: Real>(&self, p: &mut [T], g: &[T], moments: [Option<&mut [T]>; 2]) {
         let lr = self.lr;
         match (self.config, moments) {
             (OptimizerConfig::Sgd(sgd), [None, _]) => {

@@ -351,3 +351,61 @@ fn cross_entropy_by_its_closed_form() -> Fallible {
     assert!(gradients[0].iter().zip(want).all(|(got, want)| (got - want).abs() < 1e-12), "{gradients:?}");
     Ok(())
 }
+
+/// A matrix that is not trained passes on the same gradient as one that is.
+#[test]
+fn a_frozen_matrix_passes_on_the_same_gradient() -> Fallible {
+    let mut g = Graph::new("two layers");
+    let x = g.input("x", vec![Dim::symbol("N"), 3.into(), 4.into()], DType::F32)?;
+    let numbers = |count: usize, by: f32| (0..count).map(|at| (at as f32 * by).sin()).collect::<Vec<_>>();
+    let first = g.param("first", Tensor::new([5, 4], numbers(20, 0.7))?)?;
+    let bias = g.param("bias", Tensor::new([5], numbers(5, 1.1))?)?;
+    let second = g.param("second", Tensor::new([2, 5], numbers(10, 0.3))?)?;
+    let h = g.linear(x, first, Some(bias))?;
+    let h = g.unary(UnaryOp::Tanh, h)?;
+    let y = g.linear(h, second, None)?;
+    g.output("y", y)?;
+    let feeds = [("x", Array::float([2, 3, 4], (0..24).map(|at| f64::from(at).cos())))];
+    let cotangent: Vec<f64> = (0..12).map(|at| f64::from(at) - 5.5).collect();
+    let mut net = Interpreter::new(&g, Precision::F64)?;
+    let plain = net.run(&feeds)?;
+    let frozen = net.vjp(&feeds, "y", &cotangent, &["x"])?;
+    assert_eq!(frozen.0, plain["y"]);
+    net.train(&["first", "second"])?;
+    let trained = net.vjp(&feeds, "y", &cotangent, &["x", "first"])?;
+    assert_eq!(frozen, (trained.0, vec![trained.1[0].clone()]));
+    // A trained matrix behind a frozen one, whose gradient must pass through it.
+    let mut half = Interpreter::new(&g, Precision::F64)?;
+    half.train(&["first"])?;
+    assert_eq!(half.vjp(&feeds, "y", &cotangent, &["first"])?.1[0], trained.1[1]);
+    Ok(())
+}
+
+/// In a cache and in what is added to a window's own keys and values.
+#[test]
+fn caches_that_move() -> Fallible {
+    let config = CausalConfig { tied: false, ..CausalConfig::llama(7, 8, 2, [2, 1], 12) };
+    let graph = CausalNetwork::random(config, 5)?.adaptable()?;
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    let mut float = |shape: &[usize]| {
+        let count: usize = shape.iter().product();
+        Array::float(shape.to_vec(), (0..count).map(|_| rng.random_range(-0.5..0.5)).collect::<Vec<f64>>())
+    };
+    let mut feeds = vec![
+        ("ids".to_owned(), Array::int([1, 3], [1, 6, 2])),
+        ("positions".into(), Array::int([1, 3], [4, 5, 6])),
+        (
+            "mask".into(),
+            Array::float([1, 1, 3, 5], (0..15).map(|at| if at % 5 <= at / 5 + 2 { 0.0 } else { -1e9 })),
+        ),
+    ];
+    for layer in 0..2 {
+        for kind in ["key", "value"] {
+            feeds.push((format!("past_{kind}.{layer}"), float(&[1, 1, 2, 4])));
+            feeds.push((format!("added_{kind}.{layer}"), float(&[1, 3, 4])));
+        }
+    }
+    let (agreed, kinks) = check(&graph, &feeds, 1, 1.0)?;
+    assert!(agreed > 20 && kinks == 0, "{agreed} agreed, {kinks} kinks");
+    Ok(())
+}

@@ -3,11 +3,12 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::nodes::{elem_type, entry, int, value_info};
+use super::nodes::{elem_type, entry, int, open_info, value_info};
 use super::proto::{Attribute, GraphProto, Model, NodeProto, OperatorSet, TensorProto, elem};
-use super::{Lowering, Weights, lower};
+use super::switch::{Flow, Section};
+use super::{Lowering, Switch, Weights, lower, switch};
 use crate::atomic::le_bytes;
-use crate::{Dim, Graph, GraphError, Op, Result, Value, passes};
+use crate::{Dim, Graph, GraphError, Mark, Op, Result, Value, passes};
 
 pub(super) const OPSET: i64 = 23;
 const IR_VERSION: i64 = 11;
@@ -40,7 +41,12 @@ pub(super) struct Emit<'a> {
     fresh: usize,
 }
 
-pub(super) fn emit(graph: &Graph, lowering: Lowering, weights: Weights<'_>) -> Result<Model> {
+pub(super) fn emit(
+    graph: &Graph,
+    lowering: Lowering,
+    switches: &[Switch],
+    weights: Weights<'_>,
+) -> Result<Model> {
     let expanded = match lowering {
         Lowering::Primitive => passes::expand(graph)?,
         _ => passes::rewrite(graph, |new, node, inputs| lower::expand_rest(lowering, new, node, inputs))?,
@@ -63,11 +69,11 @@ pub(super) fn emit(graph: &Graph, lowering: Lowering, weights: Weights<'_>) -> R
         reshaped: HashMap::new(),
         fresh: 0,
     };
-    emit.run()
+    emit.run(switches)
 }
 
 impl<'a> Emit<'a> {
-    fn run(&mut self) -> Result<Model> {
+    fn run(&mut self, switches: &[Switch]) -> Result<Model> {
         let graph = self.graph;
         for &input in graph.inputs() {
             self.names.insert(input, graph.info(input).name.clone());
@@ -84,6 +90,9 @@ impl<'a> Emit<'a> {
         self.taken.extend(own.chain(graph.outputs().iter().map(|(name, _)| name)).cloned());
         for node in graph.nodes() {
             lower::lower(self, node)?;
+        }
+        if !switches.is_empty() {
+            self.switch(switches)?;
         }
         let mut outputs = Vec::new();
         for (name, value) in graph.outputs() {
@@ -103,6 +112,9 @@ impl<'a> Emit<'a> {
         }
         for (name, kind) in &self.extra_inputs {
             inputs.push(value_info(name, *kind, &[1usize].into()));
+        }
+        if !switches.is_empty() {
+            inputs.push(value_info(switch::INPUT, elem::BOOL, &[switches.len()].into()));
         }
         let opset =
             |(domain, version): (&String, &i64)| OperatorSet { domain: domain.clone(), version: *version };
@@ -126,6 +138,53 @@ impl<'a> Emit<'a> {
                 sparse_initializer: Vec::new(),
             }),
         })
+    }
+
+    /// Makes branches of the parts behind switches.
+    fn switch(&mut self, switches: &[Switch]) -> Result<()> {
+        if !self.taken.insert(switch::INPUT.into()) {
+            return Err(GraphError::DuplicateName { kind: "value", name: switch::INPUT.into() });
+        }
+        let sections = switches.iter().map(|switch| self.section(switch)).collect::<Result<Vec<_>>>()?;
+        let graph = self.graph;
+        let results = graph.outputs().iter().map(|(_, value)| self.name(*value)).collect::<Result<_>>()?;
+        let (nodes, initializers) = (std::mem::take(&mut self.nodes), std::mem::take(&mut self.initializers));
+        let mut flow = Flow { nodes, initializers, results };
+        flow.switch(&sections, &|domain| self.providers.contains_key(domain))?;
+        (self.nodes, self.initializers) = (flow.nodes, flow.initializers);
+        Ok(())
+    }
+
+    /// The names behind a switch.
+    fn section(&mut self, switch: &Switch) -> Result<Section> {
+        let graph = self.graph;
+        let mut marked = |mark: Mark| {
+            let Some(value) = graph.marked(mark) else {
+                let known = format!("{:?}", graph.marks().iter().map(|(mark, _)| mark).collect::<Vec<_>>());
+                return Err(GraphError::NoSuchName { kind: "mark", name: format!("{mark:?}"), known });
+            };
+            Ok((self.name(value)?, value_info("", elem_type(graph.info(value).dtype), graph.shape(value))))
+        };
+        let (from, _) = marked(switch.from)?;
+        let (to, info) = marked(switch.to)?;
+        let mut section = Section { from: from.clone(), results: vec![(to, from, info)] };
+        for (output, input) in &switch.carried {
+            let missing = |kind, name: &String| {
+                let known =
+                    graph.outputs().iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+                GraphError::NoSuchName { kind, name: name.clone(), known }
+            };
+            let found = graph.outputs().iter().find(|(name, _)| name == output);
+            let (_, value) = found.ok_or_else(|| missing("output", output))?;
+            let info = graph.info(*value);
+            if graph.find(input).is_none_or(|other| graph.info(other).dtype != info.dtype) {
+                return Err(missing("input", input));
+            }
+            // Left out, the input may have another length.
+            let open = open_info(elem_type(info.dtype));
+            section.results.push((self.name(*value)?, input.clone(), open));
+        }
+        Ok(section)
     }
 
     /// The name of a value; a parameter becomes an initializer as it is.

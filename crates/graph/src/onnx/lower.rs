@@ -181,13 +181,17 @@ fn linear(e: &mut Emit<'_>, node: &Node, storage: Storage) -> Result<()> {
             e.node("MatMul", &[&x, &turned], &[&product], vec![]);
         }
         Some((name, tensor)) => match storage {
-            Storage::F32 | Storage::Bf16 | Storage::Sparse { .. } => {
+            Storage::F32
+            | Storage::Rows
+            | Storage::Bf16
+            | Storage::Sparse { .. }
+            | Storage::Columns { .. } => {
                 // ONNX Runtime multiplies neither bf16 on a processor nor sparse matrices: what they stand for
                 // is stored.
                 let tensor = quantize::rounded(&tensor, storage);
                 let [outs, ins] = [tensor.shape()[0], tensor.shape()[1]];
                 let name = match storage {
-                    Storage::F32 => format!("{name}^T"),
+                    Storage::F32 | Storage::Rows => format!("{name}^T"),
                     storage => format!("{name}.{storage}^T"),
                 };
                 let bytes = || transposed(&tensor).map(Cow::Owned);

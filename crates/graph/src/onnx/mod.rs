@@ -11,9 +11,11 @@ mod nodes;
 pub mod proto;
 mod raise;
 mod read;
+mod switch;
 mod wire;
 
 pub use read::{Summary, from_bytes, read, summarize};
+pub use switch::Switch;
 
 use std::path::Path;
 
@@ -75,10 +77,20 @@ pub(crate) enum Weights<'a> {
 /// # Errors
 /// A weight that cannot be read, a dimension that cannot be expressed, or the file system.
 pub fn write(graph: &Graph, lowering: Lowering, path: &Path) -> Result<()> {
+    write_switched(graph, lowering, &[], path)
+}
+
+/// As [`write()`], with parts that each run may leave out, at no cost for what is left out: the model gains the
+/// input `run`, a truth value for each switch, and each part becomes the branch of an `If`. Such a file is for
+/// running; [`read`] refuses it.
+///
+/// # Errors
+/// As [`write()`]; a switch whose marks or names are not there, or whose second mark does not follow from its first.
+pub fn write_switched(graph: &Graph, lowering: Lowering, switches: &[Switch], path: &Path) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     name.push_str(".bin");
     let mut data = Pending::create(&path.with_file_name(&name))?;
-    let model = emit::emit(graph, lowering, Weights::Beside(&mut data, &name))?;
+    let model = emit::emit(graph, lowering, switches, Weights::Beside(&mut data, &name))?;
     let mut file = Pending::create(path)?;
     file.write(&model.encode_to_vec())?;
     // A model is never beside weights that are not its own, not even for a moment.
@@ -106,7 +118,7 @@ pub fn to_bytes(graph: &Graph, lowering: Lowering) -> Result<Vec<u8>> {
     if crate::cost::parameters(graph).iter().map(|param| param.bytes).sum::<u64>() > most as u64 {
         return refuse();
     }
-    let model = emit::emit(graph, lowering, Weights::Inline)?;
+    let model = emit::emit(graph, lowering, &[], Weights::Inline)?;
     if model.encoded_len() > most {
         return refuse();
     }

@@ -1,7 +1,9 @@
 //! Small constructors of messages.
 
+use prost::Message;
+
 use super::proto::{
-    Attribute, Dimension, Entry, ShapeProto, TensorType, TypeProto, ValueInfo, dimension, elem,
+    Attribute, Dimension, Entry, GraphProto, ShapeProto, TensorType, TypeProto, ValueInfo, dimension, elem,
 };
 use crate::{DType, Dim, Shape};
 
@@ -21,6 +23,10 @@ pub(super) fn text(name: &str, s: &str) -> Attribute {
     Attribute { name: name.into(), s: s.as_bytes().to_vec(), kind: 3, ..Attribute::default() }
 }
 
+pub(super) fn subgraph(name: &str, graph: &GraphProto) -> Attribute {
+    Attribute { name: name.into(), g: graph.encode_to_vec().into(), kind: 5, ..Attribute::default() }
+}
+
 pub(super) fn entry(key: &str, value: impl ToString) -> Entry {
     Entry { key: key.into(), value: value.to_string() }
 }
@@ -31,6 +37,12 @@ pub(super) fn elem_type(dtype: DType) -> i32 {
         DType::I64 => elem::INT64,
         DType::Bool => elem::BOOL,
     }
+}
+
+/// What is known of a tensor of any shape.
+pub(super) fn open_info(elem_type: i32) -> ValueInfo {
+    let tensor = TensorType { elem_type, shape: None };
+    ValueInfo { name: String::new(), kind: Some(TypeProto { tensor: Some(tensor) }) }
 }
 
 pub(super) fn value_info(name: &str, elem_type: i32, shape: &Shape) -> ValueInfo {

@@ -83,6 +83,9 @@ pub struct Attribute {
     pub s: Vec<u8>,
     #[prost(message, optional, tag = "5")]
     pub t: Option<TensorProto>,
+    /// A graph, encoded; nothing here reads it.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub g: Bytes,
     #[prost(float, repeated, tag = "7")]
     pub floats: Vec<f32>,
     #[prost(int64, repeated, tag = "8")]

@@ -28,6 +28,58 @@ pub fn store(graph: &Graph, choose: impl Fn(&str) -> Option<Storage>) -> Result<
     Ok(stored)
 }
 
+/// Keeps some outputs of the linear layer that ends a graph, in the order given, so that the others are neither computed
+/// nor stored: a head for a part of the vocabulary.
+///
+/// # Errors
+/// No output of the graph is a linear layer's; an index that is not one of its outputs.
+pub fn keep_outputs(graph: &Graph, keep: &[usize]) -> Result<Graph> {
+    let ends: Vec<Value> = graph.outputs().iter().map(|(_, value)| *value).collect();
+    let mut changed = 0;
+    let kept = super::rewrite(graph, |new, node, inputs| {
+        let Op::Linear(_) = node.op else { return Ok(None) };
+        if !ends.contains(&node.outputs[0]) {
+            return Ok(None);
+        }
+        let mut operands = vec![inputs[0]];
+        for &value in &node.inputs[1..] {
+            let Some(param) = graph.param_of(value) else { return Ok(None) };
+            let count = param.tensor.row_count();
+            if let Some(index) = keep.iter().find(|&&index| index >= count) {
+                let why = format!("there is no output {index} of {count} to keep");
+                return Err(GraphError::Tensor { name: param.name.clone(), why });
+            }
+            let name = format!("{}.kept", param.name);
+            operands.push(new.param(&name, pick(&param.tensor, keep))?);
+        }
+        changed += 1;
+        new.apply(node.op.clone(), &operands).map(Some)
+    })?;
+    if changed == 0 {
+        let known = graph.outputs().iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+        return Err(GraphError::NoSuchName {
+            kind: "linear layer",
+            name: "(one that is an output)".into(),
+            known,
+        });
+    }
+    Ok(kept)
+}
+
+/// Some rows of a tensor, in the order given.
+fn pick(tensor: &Tensor, keep: &[usize]) -> Tensor {
+    let mut shape = tensor.shape().to_vec();
+    shape[0] = keep.len();
+    let keep = keep.to_vec();
+    tensor.derive(shape, move |from, rows| {
+        let mut out = Vec::new();
+        for &row in &keep[rows] {
+            out.extend(from.rows(row..row + 1)?);
+        }
+        Ok(out)
+    })
+}
+
 /// Joins linear layers that read the same value into one product followed by slices: queries, keys and values;
 /// gates and ups. One long product streams memory better than three short ones. Layers are joined when their
 /// storage agrees and all or none of them have a bias.

@@ -6,7 +6,7 @@ mod linear;
 
 pub(crate) use expand::expand_node;
 pub use expand::{expand, rotary_frequencies};
-pub use linear::{fold_norms, merge_linears, store};
+pub use linear::{fold_norms, keep_outputs, merge_linears, store};
 
 use std::collections::{HashMap, HashSet};
 

@@ -4,19 +4,19 @@ use pilotfish_architectures::Checkpoint;
 use pilotfish_evaluation::texts;
 use pilotfish_model::Token;
 use pilotfish_sparsity::MultiplyAdds;
-use pilotfish_sparsity::gate::{Gate, GateMethod, calibrate_gates};
-use pilotfish_sparsity::plan::{LayerPlan, Plan};
-use pilotfish_sparsity::sequential::{Layers, advance, linears};
-use pilotfish_sparsity::wina::{Rotated, Rotations};
+use pilotfish_sparsity::gate::{Gate, GateMethod, column_norms};
+use pilotfish_sparsity::plan::Plan;
+use pilotfish_sparsity::sequential::{Layers, advance, linears, observe};
+use pilotfish_sparsity::wina::Rotations;
 use serde::{Deserialize, Serialize};
 
 use super::page::{self, Began, Page};
 use super::prune::{Score, tokens};
-use super::session::MODEL;
+use super::session::{MODEL, ratio};
 use super::{Choice, Context, Experiment, Outcome, width_cost};
 use crate::error::Failure;
 use crate::plots::{Point, Series};
-use crate::sparse::{Decoder, OnnxEngine, samples, windows};
+use crate::sparse::{Decoder, OnnxEngine, embedded, gate_plan, samples, windows, with_layers};
 use crate::steps::Run;
 use crate::tables::Table;
 
@@ -38,12 +38,12 @@ pub(super) const GATE: Experiment = Experiment {
         Choice { name: "calib", default: "", about: "file of calibration text (Persuasion)" },
         Choice { name: "text", default: "", about: "file of evaluation text (Northanger Abbey)" },
         Choice { name: "sequences", default: "16", about: "calibration sequences, for thresholds" },
-        Choice { name: "length", default: "512", about: "tokens of each" },
-        Choice { name: "tokens", default: "20480", about: "tokens to evaluate on" },
-        Choice { name: "window", default: "512", about: "tokens a window of the evaluation" },
+        Choice { name: "length", default: "256", about: "tokens of each" },
+        Choice { name: "tokens", default: "6144", about: "tokens to evaluate on" },
+        Choice { name: "window", default: "256", about: "tokens a window of the evaluation" },
         Choice {
             name: "dense-share",
-            default: "0.01",
+            default: "0.02",
             about: "share of a window's first tokens that no gate touches",
         },
         Choice { name: "seed", default: "0", about: "seed of the calibration sequences" },
@@ -68,65 +68,17 @@ struct Setting<'a> {
 }
 
 impl Setting<'_> {
-    /// The layers of a method: rotated or not.
-    fn with_layers<T>(
-        &self,
-        rotations: Option<&Rotations>,
-        work: impl FnOnce(&dyn Layers) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
-        match rotations {
-            Some(rotations) => work(&Rotated::new(&self.decoder, rotations)),
-            None => work(&self.decoder),
-        }
-    }
-
-    fn embedded(
-        &self,
-        texts: &[Vec<Token>],
-        rotations: Option<&Rotations>,
-    ) -> Result<Vec<Vec<f32>>, Failure> {
-        let mut hidden = texts.iter().map(|text| self.decoder.embed(text)).collect::<Result<Vec<_>, _>>()?;
-        if let Some(rotations) = rotations {
-            for text in &mut hidden {
-                *text = rotations.turn(0, text)?;
-            }
-        }
-        Ok(hidden)
-    }
-
     /// The plan of a method: one sparsity for all that it gates.
     fn plan(
         &self,
-        layers: &dyn Layers,
         method: GateMethod,
         sparsity: f64,
         rotations: Option<&Rotations>,
     ) -> Result<Plan, Failure> {
-        let mut plan = Plan::new("evaluated");
-        plan.gates = Some(method);
-        plan.dense_positions = self.dense_positions;
-        let mut hidden = if self.top_k { Vec::new() } else { self.embedded(&self.calibration, rotations)? };
+        let texts = (!self.top_k).then_some(self.calibration.as_slice());
         let mut engine = OnnxEngine::new(self.threads)?;
-        for index in 0..layers.count() {
-            let graph = layers.layer(index)?;
-            if self.top_k {
-                for (name, _, _) in linears(&graph) {
-                    if let Some(score) = method.score(&name) {
-                        let gate = Some(Gate::top_k(score, sparsity));
-                        plan.layers.insert(name, LayerPlan { gate, ..LayerPlan::default() });
-                    }
-                }
-            } else {
-                let found =
-                    calibrate_gates(layers, &graph, &hidden, &mut engine, method, &|_| Some(sparsity))?;
-                for (name, gate) in found.gates {
-                    plan.layers.insert(name, LayerPlan { gate: Some(gate), ..LayerPlan::default() });
-                }
-                // Thresholds are those of the dense model.
-                advance(layers, &graph, &mut hidden, &mut engine)?;
-            }
-        }
-        Ok(plan)
+        let plan = gate_plan(&self.decoder, method, sparsity, texts, rotations, &mut engine)?;
+        Ok(Plan { dense_positions: self.dense_positions, ..plan })
     }
 
     fn evaluate(
@@ -136,7 +88,7 @@ impl Setting<'_> {
         rotations: Option<&Rotations>,
     ) -> Result<Cell, Failure> {
         let mut engine = OnnxEngine::new(self.threads)?;
-        let mut hidden = self.embedded(&self.evaluation, rotations)?;
+        let mut hidden = embedded(&self.decoder, &self.evaluation, rotations)?;
         let mut macs = MultiplyAdds::default();
         for index in 0..layers.count() {
             let graph = layers.layer(index)?;
@@ -156,6 +108,90 @@ impl Setting<'_> {
         let tokens = self.evaluation.first().map_or(0, Vec::len).saturating_sub(1);
         Ok(Cell { score: Score { nats, tokens }, macs })
     }
+}
+
+/// Relative squared errors of the products of one method's gates, by kind of projection: the median over layers.
+type Errors = std::collections::BTreeMap<String, f64>;
+
+/// Rows that errors are measured on, at most.
+const ROWS: usize = 128;
+
+impl Setting<'_> {
+    /// What a method's gates lose in each product, every one on the dense model's own inputs: `||W (x - x keep)||^2 / ||W
+    /// x||^2` over the first window's tokens, the dense ones left out.
+    fn errors(
+        &self,
+        method: GateMethod,
+        sparsity: f64,
+        rotations: Option<&Rotations>,
+    ) -> Result<Errors, Failure> {
+        let mut engine = OnnxEngine::new(self.threads)?;
+        let mut hidden = embedded(&self.decoder, &self.evaluation[..1], rotations)?;
+        let mut found: std::collections::BTreeMap<String, Vec<f64>> = Default::default();
+        with_layers(&self.decoder, rotations, |layers| -> Result<(), Failure> {
+            for index in 0..layers.count() {
+                let graph = layers.layer(index)?;
+                let own: Vec<_> = linears(&graph)
+                    .into_iter()
+                    .filter_map(|(name, shape, value)| Some((method.score(&name)?, name, shape, value)))
+                    .collect();
+                let values: Vec<_> = own.iter().map(|(.., value)| *value).collect();
+                let mut failed = None;
+                observe(layers, &graph, &values, &hidden, &mut engine, &mut |at, rows| {
+                    let (score, name, [_, ins], _) = &own[at];
+                    let Some(param) = graph.params().iter().find(|param| param.name == *name) else {
+                        return Ok(());
+                    };
+                    let weights = param.tensor.to_f32()?;
+                    let rows: Vec<f32> = rows
+                        .chunks_exact(*ins)
+                        .skip(self.dense_positions)
+                        .take(ROWS)
+                        .flatten()
+                        .copied()
+                        .collect();
+                    match lost(&weights, *ins, &rows, &Gate::top_k(*score, sparsity)) {
+                        Ok(error) => {
+                            let kind = name.split('.').find(|part| part.ends_with("_proj")).unwrap_or(name);
+                            found.entry(kind.to_owned()).or_default().push(error);
+                        }
+                        Err(error) => failed = Some(error),
+                    }
+                    Ok(())
+                })?;
+                if let Some(error) = failed {
+                    return Err(error);
+                }
+                advance(layers, &graph, &mut hidden, &mut engine)?;
+            }
+            Ok(())
+        })?;
+        Ok(found
+            .into_iter()
+            .map(|(kind, all)| (kind, pilotfish_evaluation::median(&all).unwrap_or(0.0)))
+            .collect())
+    }
+}
+
+/// `||W (x - x keep)||^2 / ||W x||^2` over rows.
+fn lost(weights: &[f32], ins: usize, rows: &[f32], gate: &Gate) -> Result<f64, Failure> {
+    use pilotfish_kernels::{Dense, Float, Product};
+    let norms = column_norms(weights, ins);
+    let dropped: Vec<f32> = rows
+        .chunks_exact(ins)
+        .flat_map(|x| {
+            let keep = gate.keep(x, &norms);
+            x.iter().zip(keep).map(|(&x, keep)| if keep { 0.0 } else { x }).collect::<Vec<_>>()
+        })
+        .collect();
+    let (outs, count) = (weights.len() / ins, rows.len() / ins);
+    let packed = Dense::pack(weights, outs, ins, Float::F32)?;
+    let energy = |x: &[f32]| -> Result<f64, Failure> {
+        let mut y = vec![0.0; count * outs];
+        packed.apply(x, count, &mut y)?;
+        Ok(y.iter().map(|y| f64::from(*y).powi(2)).sum())
+    };
+    Ok(energy(&dropped)? / energy(rows)?.max(f64::MIN_POSITIVE))
 }
 
 fn run(context: &Context) -> Outcome {
@@ -198,7 +234,10 @@ fn run(context: &Context) -> Outcome {
         threads: options.get("threads")?,
     };
     let mut run = Run::open(context.results(), GATE.name, options, context.fresh(), context.is_quiet())?;
-    run.expect((1 + methods.len() * sparsities.len()) as u64);
+    // CATS gates no single product.
+    let explained: Vec<GateMethod> =
+        methods.iter().copied().filter(|&method| method != GateMethod::Cats).collect();
+    run.expect((1 + methods.len() * sparsities.len() + explained.len()) as u64);
     let dense: Cell = run.step("dense", || setting.evaluate(&Plan::new("dense"), &setting.decoder, None))?;
     // Found when a step first needs them.
     let mut rotations: Option<Rotations> = None;
@@ -211,18 +250,26 @@ fn run(context: &Context) -> Outcome {
                         rotations = Some(Rotations::of(&setting.decoder)?);
                     }
                     let turned = rotations.as_ref().filter(|_| method.rotates());
-                    setting.with_layers(turned, |layers| {
-                        let plan = setting.plan(layers, method, sparsity, turned)?;
-                        setting.evaluate(&plan, layers, turned)
-                    })
+                    let plan = setting.plan(method, sparsity, turned)?;
+                    with_layers(&setting.decoder, turned, |layers| setting.evaluate(&plan, layers, turned))
                 })?;
             cells.push((method, sparsity, cell));
         }
     }
+    let mut errors = Vec::new();
+    for &method in &explained {
+        let found: Errors = run.step(&format!("errors of {}", method.name()), || -> Result<_, Failure> {
+            if method.rotates() && rotations.is_none() {
+                rotations = Some(Rotations::of(&setting.decoder)?);
+            }
+            setting.errors(method, 0.5, rotations.as_ref().filter(|_| method.rotates()))
+        })?;
+        errors.push((method, found));
+    }
     let head = (checkpoint.causal()?.config().vocab * checkpoint.causal()?.config().width) as u64;
     let mut table = Table::new(
         "Perplexity against sparsity, and multiply-adds a token against the dense model's, head included",
-        &["method", "sparsity", "perplexity", "MACs without rotations", "MACs in all"],
+        &["method", "sparsity", "perplexity", "over dense", "MACs without rotations", "MACs in all"],
     );
     let whole = (dense.macs.dense + head) as f64;
     let percent = |macs: u64| format!("{:.1} %", 100.0 * (macs + head) as f64 / whole);
@@ -230,6 +277,7 @@ fn run(context: &Context) -> Outcome {
         "dense".to_owned(),
         "0".into(),
         format!("{:.3}", dense.score.perplexity()),
+        "1".into(),
         percent(dense.macs.dense),
         percent(dense.macs.dense),
     ]);
@@ -238,9 +286,19 @@ fn run(context: &Context) -> Outcome {
             method.name().to_owned(),
             sparsity.to_string(),
             format!("{:.3}", cell.score.perplexity()),
+            ratio(&cell.score.against(&dense.score)?),
             percent(cell.macs.gated),
             percent(cell.macs.gated + cell.macs.rotations + cell.macs.scores),
         ]);
+    }
+    const KINDS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    let mut products = Table::new(
+        "Relative squared error of each product at half its inputs, median over layers, on the dense model's inputs",
+        &[&["method"], KINDS.as_slice()].concat(),
+    );
+    for (method, errors) in &errors {
+        let one = |kind: &&str| errors.get(*kind).map_or(String::new(), |error| format!("{error:.4}"));
+        products.row(std::iter::once(method.name().to_owned()).chain(KINDS.iter().map(one)));
     }
     let curve = |method: &GateMethod, x: &dyn Fn(f64, &Cell) -> f64| Series {
         name: method.name().into(),
@@ -297,7 +355,11 @@ fn run(context: &Context) -> Outcome {
     rows.extend(cells.iter().map(|(method, sparsity, cell)| {
         serde_json::json!({ "method": method, "sparsity": sparsity, "perplexity": cell.score.perplexity(), "cell": cell })
     }));
+    rows.extend(
+        errors.iter().map(|(method, errors)| serde_json::json!({ "method": method, "errors": errors })),
+    );
     let notes = vec![
+        "Rotating makes the columns of the keys and gates orthogonal, where weighted scores are the best choice there is. Queries, values and ups are rotated along: their inputs lose the few large coordinates that magnitudes pick, and their columns stay as they were. The second table says which of the two weighs more, product by product.".into(),
         "The same sparsity for every matrix that a method gates; CATS gates the MLP's up and down projections only, so its multiply-adds at one sparsity are more.".into(),
         format!("The first {} tokens of each window are left dense.", setting.dense_positions),
         "Multiply-adds are those of the linear layers and the head; rotated models do two more products of the residual's width squared a layer, which the paper does not count.".into(),
@@ -308,7 +370,7 @@ fn run(context: &Context) -> Outcome {
         summary,
         seeds: vec![options.get("seed")?],
         rows,
-        tables: vec![table],
+        tables: vec![table, products],
         plots,
         notes,
     }

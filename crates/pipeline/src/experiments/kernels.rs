@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use pilotfish_graph::Storage;
-use pilotfish_kernels::{Active, Columns, Dense, Float, Product, Roofline, Serial};
+use pilotfish_kernels::{Active, Columns, Dense, Float, Kept, Product, Roofline, Serial};
 use pilotfish_runtime::{Products, compare, packed_bytes};
 use serde::{Deserialize, Serialize};
 
@@ -123,7 +123,7 @@ fn gather([outs, ins]: [usize; 2], zeros: &[f64], rounds: usize) -> pilotfish_ke
     let copies = (OUT_OF_CACHE / (4 * outs * ins)).clamp(1, 64);
     let dense = (0..copies).map(|_| Dense::pack(&weights, outs, ins, Float::F32));
     let dense = dense.collect::<pilotfish_kernels::Result<Vec<_>>>()?;
-    let columns = (0..copies).map(|_| Columns::pack(&weights, outs, ins));
+    let columns = (0..copies).map(|_| Columns::pack(&weights, outs, ins, Kept::F32));
     let columns = columns.collect::<pilotfish_kernels::Result<Vec<_>>>()?;
     let x = numbers(ins, 2);
     let mut magnitudes: Vec<f32> = x.iter().map(|x| x.abs()).collect();
@@ -254,7 +254,7 @@ fn variants(
     for name in names {
         let storage = width_cost::storage(name)?;
         let sparse = match storage {
-            Storage::Sparse { keep, group } => keep as f64 / group as f64,
+            Storage::Sparse { keep, group, .. } => keep as f64 / group as f64,
             _ => 1.0,
         };
         let dense = matches!(storage, Storage::Bf16 | Storage::Sparse { .. });
@@ -454,8 +454,8 @@ mod tests {
             assert!(shape(text).is_err(), "{text}");
         }
         assert!(
-            fits(Storage::Sparse { keep: 1, group: 16 }, 576)
-                && !fits(Storage::Sparse { keep: 1, group: 5 }, 576)
+            fits(Storage::Sparse { keep: 1, group: 16, kept: pilotfish_graph::Kept::F32 }, 576)
+                && !fits(Storage::Sparse { keep: 1, group: 5, kept: pilotfish_graph::Kept::F32 }, 576)
         );
     }
 

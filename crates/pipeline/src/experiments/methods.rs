@@ -2,31 +2,114 @@
 
 use pilotfish_architectures::Checkpoint;
 use pilotfish_decoding::drafters::{
-    Aded, AdedDrafter, DraftModel, DySpec, DySpecConfig, Pick, PromptLookup, Recycling, Rsd, Shape, Suffix,
-    SuffixLookup, TokenRecycling, TrigramConfig, Trigrams,
+    Aded, AdedDrafter, ChainDrafter, DraftModel, DySpec, DySpecConfig, LayerSearch, LayerSearchConfig, Pick,
+    PromptLookup, Recycling, Rsd, Shape, Stop, Stopping, Suffix, SuffixLookup, Swift, SwiftConfig,
+    TokenRecycling, TrigramConfig, Trigrams,
 };
-use pilotfish_decoding::{CostAware, CostAwareConfig, Drafter, Nothing, Policy, WidthCurve};
-use pilotfish_graph::Storage;
-use pilotfish_model::{CausalModel, Streams};
-use pilotfish_runtime::{LoadOptions, OnnxCausal};
+use pilotfish_decoding::{CostAware, CostAwareConfig, DecodingError, Drafter, Nothing, Policy, WidthCurve};
+use pilotfish_graph::{Kept, Storage};
+use pilotfish_model::sampling::{Sampler, Warpers};
+use pilotfish_model::{Capability, ModelError, ModelInfo, Step, Steps, Streams, Token};
+use pilotfish_runtime::home::Home;
+use pilotfish_runtime::{LoadOptions, OnnxCausal, Products};
 
 use crate::error::Failure;
+use crate::sparse::{Sparsify, sparsify};
 
 /// What methods are made from.
 pub(super) struct Ground<'a> {
+    pub(super) home: &'a Home,
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) load: &'a LoadOptions,
-    pub(super) vocab: usize,
+    /// The target.
+    pub(super) info: &'a ModelInfo,
+    pub(super) sampler: Sampler,
     pub(super) streams: Streams,
 }
+
+/// Tokens that a reduced head knows.
+const FREQUENT: Token = 8192;
+
+/// The pattern of the sparse copy.
+const PATTERN: Storage = Storage::Sparse { keep: 2, group: 4, kept: Kept::F32 };
 
 impl Ground<'_> {
     /// A copy of the target with matrices of four bits, to draft for it.
     fn quantised(&self) -> Result<DraftModel, Failure> {
-        let load = self.load.clone().storage(Storage::Int4 { block: 32 });
-        let model: Box<dyn CausalModel> = Box::new(OnnxCausal::from_checkpoint(self.checkpoint, &load)?);
-        Ok(DraftModel::new(model))
+        draft(self.checkpoint, &self.four_bits())
     }
+
+    /// The same with a head for a sixth of SmolLM2's vocabulary: byte-pair encodings number their tokens by how early
+    /// they were merged, so the first are the frequent ones.
+    fn quantised_for_frequent_tokens(&self) -> Result<DraftModel, Failure> {
+        let tokens = 0..FREQUENT.min(self.info.vocab as Token);
+        draft(self.checkpoint, &self.four_bits().vocabulary(tokens))
+    }
+
+    fn four_bits(&self) -> LoadOptions {
+        self.load.clone().storage(Storage::Int4 { block: 32 })
+    }
+
+    /// A copy of the target of whose weights two of four are left, as `cargo xtask sparsify --method sparsegpt` makes it.
+    /// It is made the first time and kept beside the models.
+    fn sparse(&self) -> Result<DraftModel, Failure> {
+        let model = self.checkpoint.path().canonicalize()?;
+        let name = model.display().to_string().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        let folder = self.home.root().join("sparse");
+        std::fs::create_dir_all(&folder)?;
+        let out = folder.join(format!("{}-sparsegpt-2-4", name.trim_matches('-')));
+        if !out.is_dir() {
+            let config = Sparsify {
+                model,
+                method: "sparsegpt".into(),
+                pattern: "2:4".into(),
+                layers: Vec::new(),
+                calib: None,
+                sequences: 32,
+                length: 512,
+                seed: 0,
+                threads: self.load.session.threads,
+                out: out.clone(),
+            };
+            sparsify(&config, &mut |_, _, _| {})?;
+        }
+        // Only our kernels have products of sparse matrices.
+        let load = self.load.clone().storage(PATTERN).products(Products::Pilotfish);
+        draft(&Checkpoint::open(&out)?, &load)
+    }
+
+    /// A chain of a draft model that stops when it is no longer sure of itself. Greedily, it is as sure as its plain
+    /// law says.
+    fn chain(&self, model: DraftModel) -> Result<Box<dyn Drafter>, Failure> {
+        let stopping = Stopping { rule: Stop::Confidence(0.4), min: 1, max: 8 };
+        let (model, pick) = match self.sampler.is_greedy() {
+            true => (model.with_sampler(Warpers::temperature(1.0).check()?), Pick::Largest),
+            false => (model, Pick::sampled(self.streams)),
+        };
+        Ok(Box::new(ChainDrafter::new(model, stopping, pick)?))
+    }
+
+    /// SWIFT with the share of sub-layers that a small model survives.
+    fn swift(&self, config: SwiftConfig) -> Result<Box<dyn Drafter>, Failure> {
+        let search = LayerSearchConfig { ratio: 0.2, ..LayerSearchConfig::default() };
+        let pick = match self.sampler.is_greedy() {
+            true => Pick::Largest,
+            false => Pick::sampled(self.streams),
+        };
+        Ok(Box::new(Swift::new(LayerSearch::new(self.info.layers, search)?, config, pick)?))
+    }
+}
+
+/// A draft model, ready to be timed.
+fn draft(checkpoint: &Checkpoint, load: &LoadOptions) -> Result<DraftModel, Failure> {
+    Ok(DraftModel::new(Box::new(warm(OnnxCausal::from_checkpoint(checkpoint, load)?)?)))
+}
+
+/// A model that has made its first step, in which weights are read from disk.
+fn warm(mut model: OnnxCausal) -> Result<OnnxCausal, Failure> {
+    model.step(&Step::chain(&[0]))?;
+    model.truncate(0)?;
+    Ok(model)
 }
 
 /// A drafter by name.
@@ -53,7 +136,7 @@ pub(super) const ALL: &[Method] = &[
     Method {
         name: "token-recycling",
         about: "rejected candidates, the paper's tree of 80 nodes",
-        make: |ground| Ok(Box::new(TokenRecycling::new(ground.vocab, Recycling::default())?)),
+        make: |ground| Ok(Box::new(TokenRecycling::new(ground.info.vocab, Recycling::default())?)),
     },
     Method {
         name: "aded",
@@ -65,6 +148,33 @@ pub(super) const ALL: &[Method] = &[
         about: "a chain of 4 from a copy of the target in four bits",
         make: |ground| {
             Ok(Box::new(Rsd::new(ground.quantised()?, Shape::Constant(vec![1; 4]), ground.streams)?))
+        },
+    },
+    Method {
+        name: "draft-model",
+        about: "a chain of at most 8, while it is sure, from a copy of the target in four bits",
+        make: |ground| ground.chain(ground.quantised()?),
+    },
+    Method {
+        name: "draft-frequent",
+        about: "as draft-model, with a head for the 8,192 tokens that its tokeniser merges first",
+        make: |ground| ground.chain(ground.quantised_for_frequent_tokens()?),
+    },
+    Method {
+        name: "draft-sparse",
+        about: "as draft-model, from a copy of which two weights of four are left (SparseGPT), made the first time",
+        make: |ground| ground.chain(ground.sparse()?),
+    },
+    Method {
+        name: "swift",
+        about: "the target without a fifth of its sub-layers, which are searched for, and the paper's trees",
+        make: |ground| ground.swift(SwiftConfig::default()),
+    },
+    Method {
+        name: "swift-chain",
+        about: "the same without siblings",
+        make: |ground| {
+            ground.swift(SwiftConfig { greedy: [1; 4], sampled: [1; 4], ..SwiftConfig::default() })
         },
     },
     Method {
@@ -95,6 +205,8 @@ pub(super) struct Made {
     pub(super) about: &'static str,
     pub(super) drafter: Box<dyn Drafter>,
     pub(super) policy: Option<Box<dyn Policy>>,
+    /// A target of its own, where the method needs what costs others something: steps that leave out sub-layers.
+    pub(super) target: Option<OnnxCausal>,
 }
 
 /// A method by its name; `+policy` after it limits it by what pays on this machine.
@@ -104,7 +216,15 @@ pub(super) fn make(name: &str, ground: &Ground<'_>, curve: &WidthCurve) -> Resul
         true => Some(Box::new(CostAware::new(curve.clone(), CostAwareConfig::default())?)),
         false => None,
     };
-    Ok(Made { name: name.into(), about: method.about, drafter: (method.make)(ground)?, policy })
+    let drafter = (method.make)(ground)?;
+    let lacks = |error| {
+        matches!(error, DecodingError::Model(ModelError::Unsupported { capability: Capability::Skip, .. }))
+    };
+    let target = match drafter.fits(ground.info).is_err_and(lacks) {
+        true => Some(warm(OnnxCausal::from_checkpoint(ground.checkpoint, &ground.load.clone().skip(true))?)?),
+        false => None,
+    };
+    Ok(Made { name: name.into(), about: method.about, drafter, policy, target })
 }
 
 /// The method of a name, and whether it has a policy.

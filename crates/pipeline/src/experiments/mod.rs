@@ -7,27 +7,42 @@
 mod aded_adaptivity;
 mod autows;
 mod awrs_exactness;
+mod beyond_accuracy;
 mod cache_layout;
 mod conditional_search;
 mod constrained;
+mod debate;
+mod deception;
+mod delta_learning;
 mod diffusion;
+mod dyspec_temperature;
+mod features;
 mod gate;
+mod hidden_state;
 mod judging;
 mod kernels;
 mod label_models;
 mod label_scale;
 mod meta_ranking;
 mod methods;
+mod newsgroups;
 mod options;
 mod page;
+mod probe;
 mod prune;
 mod quickstart;
+mod reasoning;
 mod rsd_budget;
 mod session;
+mod sparse_speed;
 mod sparsing_law;
 mod specdec_threshold;
 mod speculative;
+mod superposed;
+mod swift_search;
 mod tasks;
+mod tiny;
+mod token_recycling_warmup;
 mod toys;
 mod w2s;
 mod weaver;
@@ -50,19 +65,30 @@ pub const ALL: &[&Experiment] = &[
     &cache_layout::CACHE_LAYOUT,
     &kernels::KERNELS,
     &aded_adaptivity::ADED_ADAPTIVITY,
+    &token_recycling_warmup::TOKEN_RECYCLING_WARMUP,
+    &dyspec_temperature::DYSPEC_TEMPERATURE,
     &rsd_budget::RSD_BUDGET,
     &specdec_threshold::SPECDEC_THRESHOLD,
+    &swift_search::SWIFT_SEARCH,
     &label_models::LABEL_MODELS,
     &label_scale::LABEL_SCALE,
     &weaver::WEAVER,
     &meta_ranking::META_RANKING,
     &w2s::W2S,
+    &reasoning::W2S_REASONING,
+    &deception::W2S_DECEPTION,
+    &debate::W2S_DEBATE,
+    &beyond_accuracy::BEYOND_ACCURACY,
+    &delta_learning::DELTA_LEARNING,
     &prune::PRUNE,
     &gate::GATE,
     &sparsing_law::SPARSING_LAW,
+    &sparse_speed::SPARSE_SPEED,
     &awrs_exactness::AWRS_EXACTNESS,
     &constrained::CONSTRAINED,
     &conditional_search::CONDITIONAL_SEARCH,
+    &superposed::SUPERPOSED,
+    &hidden_state::HIDDEN_STATE,
     &autows::AUTOWS,
     &diffusion::DIFFUSION_TRAIN,
     &diffusion::DLLM_POLICIES,
@@ -108,6 +134,9 @@ pub struct Finished {
     /// Its report.
     pub report: Option<PathBuf>,
 }
+
+/// Bytes of a thread's stack, as a program's first thread has them.
+const STACK: usize = 8 << 20;
 
 /// What an experiment runs in.
 #[derive(Clone, Debug)]
@@ -197,6 +226,19 @@ impl Experiment {
             setup.fetch(models::find(name)?, false)?;
         }
         Ok(())
+    }
+
+    /// Runs it. What trains or fits here has as many threads as its option `threads` says, and else one: matrices of small
+    /// networks are shared among threads that wait for each other, and where another program has one of the
+    /// processors, a step of training takes many times as long on two threads as on one.
+    ///
+    /// # Errors
+    /// The experiment's; threads that cannot be made.
+    pub fn start(&self, context: &Context) -> Outcome {
+        let asked = context.options.list::<usize>("threads").unwrap_or_default();
+        let threads = asked.into_iter().max().unwrap_or(1).clamp(1, 256);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build()?;
+        pool.install(|| (self.run)(context))
     }
 
     /// Its options, for people.
@@ -294,7 +336,7 @@ mod tests {
 
     fn run(words: &[&str]) -> Outcome {
         let options = TOY.parse(words.iter().copied())?;
-        (TOY.run)(&Context::new(Home::at("/nowhere"), "results", options))
+        TOY.start(&Context::new(Home::at("/nowhere"), "results", options))
     }
 
     #[test]

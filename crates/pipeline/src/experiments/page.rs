@@ -1,6 +1,6 @@
 //! How experiments come to a result: when they began, what every result file holds, and what is shown at the end.
 
-use pilotfish_evaluation::{Interval, PairedConfig};
+use pilotfish_evaluation::{Effect, Interval, PairedConfig};
 use serde_json::Value as Json;
 
 use super::{Context, Experiment, Finished, Outcome, width_cost};
@@ -100,6 +100,22 @@ pub(super) fn mean_with_interval(values: &[f64]) -> Result<(f64, Option<Interval
     let zeros = vec![0.0; values.len()];
     let effect = pilotfish_evaluation::compare(values, &zeros, &PairedConfig::default())?.difference;
     Ok((effect.value, effect.interval))
+}
+
+/// A number to three places, with its interval where there is one.
+pub(super) fn bracketed(value: f64, interval: Option<Interval>) -> String {
+    match interval {
+        Some(Interval { low, high }) => format!("{value:.3} [{low:.3}, {high:.3}]"),
+        None => format!("{value:.3}"),
+    }
+}
+
+/// A difference to three places, with its sign, and with its interval where there is one.
+pub(super) fn difference(effect: &Effect) -> String {
+    match effect.interval {
+        Some(Interval { low, high }) => format!("{:+.3} [{low:+.3}, {high:+.3}]", effect.value),
+        None => format!("{:+.3}", effect.value),
+    }
 }
 
 /// A share in per cent, with its interval where there is one.

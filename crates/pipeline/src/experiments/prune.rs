@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use pilotfish_architectures::{Checkpoint, Tokenizer};
-use pilotfish_evaluation::texts;
+use pilotfish_evaluation::{Effect, Interval, PairedConfig, compare, texts};
 use pilotfish_model::Token;
 use pilotfish_sparsity::sequential::{Patterns, advance, prune_network, with_matrices};
 use pilotfish_sparsity::{LayerReport, Pattern, Pruner, Skip};
 use serde::{Deserialize, Serialize};
 
 use super::page::{self, Began, Page};
-use super::session::MODEL;
+use super::session::{MODEL, ratio};
 use super::{Choice, Context, Experiment, Outcome, width_cost};
 use crate::error::Failure;
 use crate::plots::{Point, Series};
@@ -27,13 +27,13 @@ pub(super) const PRUNE: Experiment = Experiment {
     options: &[
         MODEL,
         Choice { name: "methods", default: "magnitude,wanda,sparsegpt,wanda+dsnot", about: "pruners" },
-        Choice { name: "pattern", default: "0.5,0.6,0.7,2:4,4:8", about: "shares of zeros, or N:M" },
+        Choice { name: "pattern", default: "2:4,0.5,0.7", about: "shares of zeros, or N:M" },
         Choice { name: "calib", default: "", about: "file of calibration text (Persuasion)" },
         Choice { name: "text", default: "", about: "file of evaluation text (Northanger Abbey)" },
-        Choice { name: "sequences", default: "32", about: "calibration sequences" },
-        Choice { name: "length", default: "512", about: "tokens of each" },
-        Choice { name: "tokens", default: "20480", about: "tokens to evaluate on" },
-        Choice { name: "window", default: "512", about: "tokens a window of the evaluation" },
+        Choice { name: "sequences", default: "16", about: "calibration sequences" },
+        Choice { name: "length", default: "256", about: "tokens of each" },
+        Choice { name: "tokens", default: "6144", about: "tokens to evaluate on" },
+        Choice { name: "window", default: "256", about: "tokens a window of the evaluation" },
         Choice {
             name: "skip",
             default: "mlp",
@@ -58,6 +58,14 @@ pub(super) struct Score {
 impl Score {
     pub(super) fn perplexity(&self) -> f64 {
         (self.nats.iter().sum::<f64>() / (self.nats.len() * self.tokens).max(1) as f64).exp()
+    }
+
+    /// Perplexity over another's on the same windows, with a bootstrap interval over windows.
+    pub(super) fn against(&self, other: &Self) -> Result<Effect, Failure> {
+        let difference = compare(&self.nats, &other.nats, &PairedConfig::default())?.difference;
+        let ratio = |nats: f64| (nats / self.tokens.max(1) as f64).exp();
+        let interval = |own: Interval| Interval { low: ratio(own.low), high: ratio(own.high) };
+        Ok(Effect { value: ratio(difference.value), interval: difference.interval.map(interval) })
     }
 }
 
@@ -248,7 +256,17 @@ fn page(
 ) -> Outcome {
     let mut table = Table::new(
         "Perplexity, and relative squared errors of layers' outputs and of their means over the calibration text",
-        &["pattern", "method", "seed", "zeros", "perplexity", "error", "error of the mean", "swaps"],
+        &[
+            "pattern",
+            "method",
+            "seed",
+            "zeros",
+            "perplexity",
+            "over dense",
+            "error",
+            "error of the mean",
+            "swaps",
+        ],
     );
     table.row([
         "dense".into(),
@@ -256,6 +274,7 @@ fn page(
         "".into(),
         "0".into(),
         format!("{:.2}", dense.perplexity()),
+        "1".into(),
         "0".into(),
         "0".into(),
         "".to_owned(),
@@ -267,6 +286,7 @@ fn page(
             seed.to_string(),
             format!("{:.4}", cell.sparsity()),
             format!("{:.2}", cell.score.perplexity()),
+            ratio(&cell.score.against(dense)?),
             format!("{:.4}", cell.error(|layer| layer.error.unwrap_or(0.0))),
             format!("{:.5}", cell.error(|layer| layer.mean_error)),
             cell.layers.iter().map(|layer| layer.swaps).sum::<usize>().to_string(),
@@ -319,7 +339,7 @@ fn page(
         true => Vec::new(),
         false => vec![page::lines("Perplexity against sparsity", "share of zeros", "ln perplexity", series)],
     };
-    let shape = shape(cells, seeds);
+    let shape = shape(cells, seeds)?;
     let predicted = dense.nats.len() * dense.tokens;
     let summary = format!(
         "{} calibration sequences of {} tokens, {predicted} predicted tokens. Dense perplexity {:.2}. {shape}",
@@ -353,23 +373,29 @@ fn page(
     .write(context, run, began)
 }
 
-/// The order of methods at each pattern, and whether it is the expected one.
-fn shape(cells: &[Row], seeds: &[u64]) -> String {
+/// The order of methods at each pattern, each against the one before it.
+fn shape(cells: &[Row], seeds: &[u64]) -> Result<String, Failure> {
     let mut patterns: Vec<Pattern> = Vec::new();
     cells.iter().for_each(|cell| {
         if !patterns.contains(&cell.0) {
             patterns.push(cell.0)
         }
     });
-    let order = |pattern: &Pattern| {
-        let mut row: Vec<(&str, f64)> = cells
+    let order = |pattern: &Pattern| -> Result<String, Failure> {
+        let mut row: Vec<(&str, &Score)> = cells
             .iter()
             .filter(|cell| cell.0 == *pattern && cell.2 == seeds[0])
-            .map(|cell| (cell.1, cell.3.score.perplexity()))
+            .map(|cell| (cell.1, &cell.3.score))
             .collect();
-        row.sort_by(|a, b| a.1.total_cmp(&b.1));
-        let listed: Vec<String> = row.iter().map(|(name, value)| format!("{name} {value:.2}")).collect();
-        format!("At {pattern}: {}.", listed.join(", "))
+        row.sort_by(|a, b| a.1.perplexity().total_cmp(&b.1.perplexity()));
+        let mut listed = Vec::new();
+        for (at, (name, score)) in row.iter().enumerate() {
+            let before = at.checked_sub(1).map(|before| score.against(row[before].1)).transpose()?;
+            let before =
+                before.map_or(String::new(), |effect| format!(" ({} the one before)", ratio(&effect)));
+            listed.push(format!("{name} {:.2}{before}", score.perplexity()));
+        }
+        Ok(format!("At {pattern}: {}.", listed.join(", ")))
     };
-    patterns.iter().map(order).collect::<Vec<_>>().join(" ")
+    Ok(patterns.iter().map(order).collect::<Result<Vec<_>, _>>()?.join(" "))
 }

@@ -34,12 +34,20 @@ pub(super) struct Session {
 impl Session {
     /// The model of the options `model`, `storage` and `threads`.
     pub(super) fn open(context: &Context) -> Result<Self, Failure> {
+        Self::open_with(context, |load| load)
+    }
+
+    /// The same, with further options of loading.
+    pub(super) fn open_with(
+        context: &Context,
+        further: impl FnOnce(LoadOptions) -> LoadOptions,
+    ) -> Result<Self, Failure> {
         let options = context.options();
         let storage = width_cost::storage(options.text("storage")?)?;
-        let load = LoadOptions::default().storage(storage).threads(options.get("threads")?);
+        let load = further(LoadOptions::default().storage(storage).threads(options.get("threads")?));
         let checkpoint = width_cost::checkpoint(context, options.text("model")?)?;
         let (tokenizer, template) = (checkpoint.tokenizer()?, checkpoint.chat_template()?);
-        let model = OnnxCausal::from_checkpoint(&checkpoint, &load)?;
+        let model = crate::sparse::open(&checkpoint, &load)?;
         Ok(Self { checkpoint, model, load, tokenizer, template })
     }
 

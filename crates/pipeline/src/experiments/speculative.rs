@@ -8,6 +8,7 @@ use pilotfish_decoding::{
 use pilotfish_evaluation::{Comparison, PairedConfig};
 use pilotfish_model::sampling::{Sampler, Warpers};
 use pilotfish_model::{CausalModel, Phase, Streams, Token};
+use pilotfish_runtime::Products;
 use serde::{Deserialize, Serialize};
 
 use super::methods::{self, Ground, Made};
@@ -33,6 +34,11 @@ pub(super) const SPECULATIVE: Experiment = Experiment {
         session::MODEL,
         session::STORAGE,
         session::THREADS,
+        Choice {
+            name: "products",
+            default: "ort",
+            about: "whose kernels: ort, pilotfish (rows of a step are those of steps of one, to the bit), auto:ROWS",
+        },
         Choice {
             name: "methods",
             default: "lookup,lookup+policy,suffix+policy,token-recycling+policy,aded+policy",
@@ -113,9 +119,10 @@ fn run(context: &Context) -> Outcome {
     }
     let prompts = session::chosen(options.text("prompts")?, options.get("count")?)?;
     let streams = Streams::new(options.get("seed")?);
+    let products: Products = options.get("products")?;
 
     let began = Began::now();
-    let mut session = Session::open(context)?;
+    let mut session = Session::open_with(context, |load| load.products(products))?;
     let mut run =
         Run::open(context.results(), SPECULATIVE.name, options, context.fresh(), context.is_quiet())?;
     let resumed = run.finished() > 0;
@@ -134,11 +141,11 @@ fn run(context: &Context) -> Outcome {
         Decoder::new(&mut session.model, &mut Nothing, &mut GreedyTree, limits)?.generate(&ids)?;
         Ok::<_, Failure>(())
     })?;
-    let vocab = session.model.info().vocab;
     let mut made = Vec::new();
     for (index, name) in names.iter().enumerate() {
         let streams = streams.fork(1000 + index as u64);
-        let ground = Ground { checkpoint: &session.checkpoint, load: &session.load, vocab, streams };
+        let (checkpoint, load, info) = (&session.checkpoint, &session.load, session.model.info());
+        let ground = Ground { home: context.home(), checkpoint, load, info, sampler, streams };
         made.push(methods::make(name, &ground, &curve)?);
     }
     let mut records: Vec<Record> = Vec::new();
@@ -178,7 +185,11 @@ fn run(context: &Context) -> Outcome {
     let by_category = category_table(&summaries);
     let result = ResultFile {
         experiment: SPECULATIVE.name.into(),
-        title: format!("Speculative decoding: {}", session.model.info().name),
+        title: format!(
+            "Speculative decoding: {}, products {products}, {}",
+            session.model.info().name,
+            law(&sampler)
+        ),
         summary: summary(&summaries, &records, &sampler, limits.new_tokens, &certificate),
         config: serde_json::json!({ "options": options, "warpers": sampler.warpers() }),
         seeds: vec![streams.seed(), PairedConfig::default().seed, certificate.thoroughness.seed],
@@ -208,6 +219,10 @@ fn decode(
     ids: &[Token],
 ) -> Result<Side, Failure> {
     let drafter: &mut dyn Drafter = made.drafter.as_mut();
+    let model: &mut dyn CausalModel = match &mut made.target {
+        Some(own) => own,
+        None => model,
+    };
     let mut verifier = lossless(sampler, drafter.drawn(), streams);
     let decoder = Decoder::new(model, drafter, verifier.as_mut(), limits.clone())?;
     let policy: Option<&mut dyn Policy> = match &mut made.policy {
@@ -329,6 +344,14 @@ fn curve_table(costs: &[WidthCost]) -> Table {
     table
 }
 
+/// How tokens are chosen, in words.
+fn law(sampler: &Sampler) -> String {
+    match sampler.is_greedy() {
+        true => "greedy".into(),
+        false => format!("temperature {}", sampler.warpers().temperature),
+    }
+}
+
 fn summary(
     summaries: &[Summary],
     records: &[Record],
@@ -340,10 +363,7 @@ fn summary(
         .iter()
         .max_by(|a, b| a.mean_of_categories().total_cmp(&b.mean_of_categories()))
         .unwrap_or(&summaries[0]);
-    let how = match sampler.is_greedy() {
-        true => "greedy".into(),
-        false => format!("temperature {}", sampler.warpers().temperature),
-    };
+    let how = law(sampler);
     let differ = records.iter().flat_map(|record| &record.divergences).flatten().count();
     let all = records.len() * (summaries.len() - 1);
     let exact = match (sampler.is_greedy(), differ) {
@@ -377,9 +397,10 @@ fn notes(
     let mut notes = vec![
         format!(
             "Baseline: plain decoding through the same session and verifier, one row a step{}. A step of one row takes \
-             {:.2} ms and reads {megabytes:.0} MB of weights.",
+             {:.2} ms and reads {megabytes:.0} MB of weights; products: {}.",
             if sampler.is_greedy() { ", an argmax instead of a row of logits" } else { "" },
             costs[0].milliseconds,
+            session.load.export.products,
         ),
         format!(
             "Certificate {}: {} checks of the verifiers, {} of them known-wrong variants that were caught \
@@ -398,6 +419,13 @@ fn notes(
             .into(),
         "Drafters that learn keep what they learnt from prompt to prompt, and so do policies.".into(),
     ];
+    if made.iter().any(|method| method.target.is_some()) {
+        notes.push(
+            "SWIFT decodes with a copy of the target whose attentions and MLPs are branches, so that what that costs is its \
+             own to bear."
+                .into(),
+        );
+    }
     if resumed {
         notes.push("The run was resumed: what drafters and policies had learnt before was lost then.".into());
     }

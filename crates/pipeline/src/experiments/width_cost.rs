@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use pilotfish_architectures::Checkpoint;
 use pilotfish_evaluation::median;
-use pilotfish_graph::Storage;
+use pilotfish_graph::{Kept, Storage};
 use pilotfish_kernels::Roofline;
 use pilotfish_model::{CausalModel, LogitForm, RowSet, Step, Steps, Token};
 use pilotfish_runtime::{LoadOptions, OnnxCausal, ProductChoice, Products, library, packed_bytes};
@@ -134,18 +134,26 @@ fn together(
 /// # Errors
 /// A name that means nothing.
 pub fn storage(name: &str) -> Result<Storage, String> {
-    let pattern = || {
+    let pattern = |name: &str| {
         let (keep, group) = name.split_once(':')?;
         let (keep, group) = (keep.parse().ok()?, group.parse().ok()?);
-        (1 <= keep && keep <= group && group <= 32).then_some(Storage::Sparse { keep, group })
+        (1 <= keep && keep <= group && group <= 32).then_some((keep, group))
+    };
+    // `2:4` in f32, `2:4-bf16`, `2:4-int8`.
+    let (name, kept) = match name.rsplit_once('-') {
+        Some((name, "bf16")) if name.contains(':') => (name, Kept::Bf16),
+        Some((name, "int8")) if name.contains(':') => (name, Kept::Int8),
+        _ => (name, Kept::F32),
     };
     match name {
         "f32" => Ok(Storage::F32),
         "bf16" => Ok(Storage::Bf16),
         "int8" => Ok(Storage::Int8 { block: 32 }),
         "int4" => Ok(Storage::Int4 { block: 32 }),
-        other => pattern().ok_or_else(|| {
-            format!("no storage called {other:?}; there are f32, bf16, int8, int4, and N:M up to M = 32")
+        other => pattern(other).map(|(keep, group)| Storage::Sparse { keep, group, kept }).ok_or_else(|| {
+            format!(
+                "no storage called {other:?}; there are f32, bf16, int8, int4, and N:M, N:M-bf16 and N:M-int8 up to M = 32"
+            )
         }),
     }
 }
@@ -213,7 +221,7 @@ fn demand(choices: &[ProductChoice]) -> (f64, f64) {
         let packed = packed_bytes(choice.storage, choice.shape).map_or(4.0 * dense, |bytes| bytes as f64);
         let ours = choice.products == Products::Pilotfish;
         let (read, share) = match choice.storage {
-            Storage::Sparse { keep, group } if ours => (packed, keep as f64 / group as f64),
+            Storage::Sparse { keep, group, .. } if ours => (packed, keep as f64 / group as f64),
             Storage::Bf16 | Storage::Sparse { .. } if !ours => (4.0 * dense, 1.0),
             _ => (packed, 1.0),
         };
@@ -524,9 +532,11 @@ mod tests {
 
     #[test]
     fn storages_by_name() {
-        assert_eq!(storage("2:4"), Ok(Storage::Sparse { keep: 2, group: 4 }));
+        for (name, kept) in [("2:4", Kept::F32), ("2:4-bf16", Kept::Bf16), ("2:4-int8", Kept::Int8)] {
+            assert_eq!(storage(name), Ok(Storage::Sparse { keep: 2, group: 4, kept }));
+        }
         assert_eq!(storage("bf16"), Ok(Storage::Bf16));
-        for name in ["", "f64", "5:4", "0:4", "1:33", "2:", ":4", "2:4:8", "-1:4"] {
+        for name in ["", "f64", "5:4", "0:4", "1:33", "2:", ":4", "2:4:8", "-1:4", "2:4-f16", "f32-int8"] {
             assert!(storage(name).is_err(), "{name}");
         }
     }
@@ -540,7 +550,7 @@ mod tests {
             products,
             reason: Reason::Asked,
         };
-        let sparse = Storage::Sparse { keep: 2, group: 4 };
+        let sparse = Storage::Sparse { keep: 2, group: 4, kept: Kept::F32 };
         // 512 weights; 2:4 as we pack it is 2.25 bytes of each and half the operations.
         assert_eq!(demand(&[choice(Storage::F32, Products::Ort)]), (2048.0, 1024.0));
         assert_eq!(demand(&[choice(Storage::Bf16, Products::Pilotfish)]), (1024.0, 1024.0));

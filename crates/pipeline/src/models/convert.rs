@@ -160,7 +160,7 @@ fn with_cache(network: &CausalNetwork, batch: Dim) -> Result<Graph> {
         let keys = g.input(&format!("past_key.{layer}"), shape.clone(), DType::F32)?;
         cache.push((keys, g.input(&format!("past_value.{layer}"), shape, DType::F32)?));
     }
-    let inputs = LayerInputs { positions, mask, mask_local, past: Some(cache) };
+    let inputs = LayerInputs { positions, mask, mask_local, past: Some(cache), added: None };
     let x = network.embed(&mut g, ids)?;
     let (x, cache) = network.layers(&mut g, 0..config.layers, x, &inputs)?;
     let x = network.final_norm(&mut g, x)?;

@@ -4,6 +4,7 @@
 mod decoder;
 mod engine;
 mod folder;
+mod planned;
 mod sparsify;
 mod store;
 
@@ -11,5 +12,6 @@ pub use decoder::{Decoder, samples, windows};
 pub use engine::OnnxEngine;
 pub use folder::{plan_of, write_model};
 pub use pilotfish_sparsity::LayerReport;
+pub use planned::{embedded, gate_plan, open, pass_of, planned, with_layers};
 pub use sparsify::{Sparsify, describe, sparsify};
 pub use store::FolderStore;

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use pilotfish_architectures::Checkpoint;
 use pilotfish_evaluation::texts;
 use pilotfish_graph::Tensor;
+use pilotfish_sparsity::gate::{GATES, GateMethod};
 use pilotfish_sparsity::plan::{Calibration, LayerPlan, Plan};
 use pilotfish_sparsity::sequential::{Layers, Patterns, linears, prune_network};
+use pilotfish_sparsity::wina::Rotations;
 use pilotfish_sparsity::{LayerReport, Pattern, Pruner, SparsityError};
 
-use super::{Decoder, FolderStore, OnnxEngine, plan_of, samples, write_model};
+use super::{Decoder, FolderStore, OnnxEngine, gate_plan, plan_of, samples, write_model};
 use crate::error::Failure;
 
 /// How a model is made sparse.
@@ -16,7 +18,7 @@ use crate::error::Failure;
 pub struct Sparsify {
     /// The model's file or folder.
     pub model: PathBuf,
-    /// A pruner's name ([`PRUNERS`](pilotfish_sparsity::PRUNERS)).
+    /// A pruner's name ([`PRUNERS`](pilotfish_sparsity::PRUNERS)) or a gate's ([`GATES`](pilotfish_sparsity::gate::GATES)).
     pub method: String,
     /// A pattern: a share of zeros, or N:M.
     pub pattern: String,
@@ -36,8 +38,9 @@ pub struct Sparsify {
     pub out: PathBuf,
 }
 
-/// Prunes a model and writes it as a folder. Finished layers are kept beside it until it is whole, so that the same
-/// command goes on where it was interrupted. `progress` is told each layer.
+/// Prunes or gates a model and writes it as a folder. Finished layers are kept beside it until it is whole, so that the
+/// same command goes on where it was interrupted; `progress` is told each layer that was pruned. Gates change no weights:
+/// their thresholds are in the plan, and 2 % of a calibration sequence's length are first tokens that they leave dense.
 ///
 /// # Errors
 /// Names that mean nothing (with the nearest that does), a folder that is there already, whatever cannot be read, run or
@@ -46,7 +49,7 @@ pub fn sparsify(
     config: &Sparsify,
     progress: &mut dyn FnMut(usize, usize, &[LayerReport]),
 ) -> Result<Plan, Failure> {
-    let pruner: Pruner = config.method.parse()?;
+    let how = method(&config.method)?;
     let mut patterns = Patterns::all(config.pattern.parse()?);
     for rule in &config.layers {
         let (name, pattern) =
@@ -72,9 +75,28 @@ pub fn sparsify(
     let drawn = samples(&tokens, config.sequences, config.length, config.seed)?;
     let mut hidden = drawn.iter().map(|text| decoder.embed(text)).collect::<Result<Vec<_>, _>>()?;
     let mut plan = Plan::new(checkpoint.name());
-    plan.pruner = Some(pruner.clone());
     plan.calibration =
         Some(Calibration { source, sequences: config.sequences, length: config.length, seed: config.seed });
+    let pruner = match how {
+        How::Prune(pruner) => pruner,
+        How::Gate(gate) => {
+            let (Pattern::Unstructured { sparsity }, true) = (patterns.otherwise, patterns.rules.is_empty())
+            else {
+                return Err(
+                    format!("--pattern {}: gates take one share of inputs", patterns.otherwise).into()
+                );
+            };
+            let rotations = if gate.rotates() { Some(Rotations::of(&decoder)?) } else { None };
+            let mut engine = OnnxEngine::new(config.threads)?;
+            let gates = gate_plan(&decoder, gate, sparsity, Some(&drawn), rotations.as_ref(), &mut engine)?;
+            (plan.gates, plan.layers) = (gates.gates, gates.layers);
+            plan.layers.values_mut().for_each(|layer| layer.packed = true);
+            plan.dense_positions = config.length.div_ceil(50);
+            write_model(&checkpoint, &BTreeMap::new(), &plan, &config.out)?;
+            return Ok(plan);
+        }
+    };
+    plan.pruner = Some(pruner.clone());
     let mut store = FolderStore::new(work_folder(&config.out, &plan, &patterns)?)?;
     let (count, mut matrices) = (decoder.count(), BTreeMap::<String, Tensor>::new());
     prune_network(
@@ -96,11 +118,33 @@ pub fn sparsify(
     }
     let chosen = patterns.of(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
     for (name, pattern) in chosen.into_iter().filter(|(_, pattern)| *pattern != Pattern::Dense) {
-        plan.layers.insert(name, LayerPlan { pattern, ..LayerPlan::default() });
+        let packed = matches!(pattern, Pattern::Grouped { group, .. } if group <= LARGEST_GROUP);
+        plan.layers.insert(name, LayerPlan { pattern, packed, ..LayerPlan::default() });
     }
     write_model(&checkpoint, &matrices, &plan, &config.out)?;
     store.clear()?;
     Ok(plan)
+}
+
+/// The largest groups that our kernels pack.
+const LARGEST_GROUP: usize = 32;
+
+enum How {
+    Prune(Pruner),
+    Gate(GateMethod),
+}
+
+/// A pruner or a gate by name.
+fn method(name: &str) -> Result<How, SparsityError> {
+    if let Ok(gate) = name.parse() {
+        return Ok(How::Gate(gate));
+    }
+    match name.parse() {
+        Ok(pruner) => Ok(How::Prune(pruner)),
+        Err(error) if GATES.iter().all(|gate| strsim::damerau_levenshtein(name, gate) > 1) => Err(error),
+        // It is nearer to a gate's name.
+        Err(_) => name.parse().map(How::Gate),
+    }
 }
 
 /// Where finished layers wait: a folder beside the result, named by what they depend on.

@@ -165,8 +165,11 @@ impl GateMethod {
     }
 
     /// The score of a matrix of a decoder, under Hugging Face's names (with what norm folding adds to them); `None`
-    /// leaves it dense.
+    /// leaves it dense. The rotations of the residual stream always are.
     pub fn score(self, name: &str) -> Option<Score> {
+        if name.starts_with(crate::wina::ROTATION) {
+            return None;
+        }
         let is = |part: &str| name.contains(part);
         match self {
             Self::Cats => is(".mlp.down_proj.").then_some(Score::Activation),

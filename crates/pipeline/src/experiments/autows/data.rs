@@ -3,27 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ndarray::{Array2, Axis};
-use pilotfish_architectures::Tokenizer;
-use pilotfish_model::{Pooling, RowSet, SequenceEncoder, Step, Steps, Streams, Tap, Token};
-use pilotfish_runtime::{LoadOptions, OnnxCausal, OnnxEncoder, SessionConfig};
+use pilotfish_model::Streams;
 use pilotfish_supervision::autows::draw;
 use pilotfish_supervision::autows::features::{permute_images, principal};
 use serde::{Deserialize, Serialize};
 
 use crate::datasets::{DIGITS, MNIST_5K, Message, NEWSGROUPS, read_images, read_messages};
 use crate::error::Failure;
-use crate::experiments::{Context, width_cost};
+use crate::experiments::Context;
+use crate::experiments::features::{BATCH, Encoder, Reader, TOKENS, matrix};
 use crate::steps::Run;
 
 /// Principal components.
 const COMPONENTS: usize = 100;
 /// Words of the bag of words.
 const WORDS: usize = 1000;
-/// What is read of a message: characters for words, tokens for models.
+/// Characters of a message that words are taken from.
 const CHARACTERS: usize = 500;
-const TOKENS: usize = 64;
-/// Messages embedded in one step.
-const BATCH: usize = 50;
 
 /// A data set with its feature maps.
 pub(super) struct Data {
@@ -170,31 +166,14 @@ fn bag_of_words(texts: &[String], train: usize) -> Array2<f64> {
 
 /// Embeddings of the sentence encoder, and cosines with the groups' descriptions.
 fn encode(context: &Context, run: &mut Run, texts: &[String]) -> Result<(Array2<f64>, Array2<f64>), Failure> {
-    let checkpoint = width_cost::checkpoint(context, "minilm")?;
-    let network = checkpoint.encoder()?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let mut encoder = None;
-    let mut embed = |texts: &[String]| -> Result<Vec<Vec<f32>>, Failure> {
-        let tokens =
-            texts.iter().map(|text| first_tokens(&tokenizer, text, true)).collect::<Result<Vec<_>, _>>()?;
-        let tokens: Vec<&[Token]> = tokens.iter().map(Vec::as_slice).collect();
-        if encoder.is_none() {
-            let config =
-                SessionConfig { threads: context.options().get("threads")?, ..SessionConfig::default() };
-            encoder = Some(OnnxEncoder::from_network("minilm", network, &config)?);
-        }
-        match &mut encoder {
-            Some(encoder) => Ok(encoder.encode(&tokens, Pooling::Checkpoint)?),
-            None => Ok(Vec::new()),
-        }
-    };
+    let mut encoder = Encoder::open(context, "minilm")?;
     let mut rows = Vec::new();
     for (at, batch) in texts.chunks(BATCH).enumerate() {
-        rows.extend(run.step(&format!("MiniLM, messages {}", at * BATCH), || embed(batch))?);
+        rows.extend(run.step(&format!("MiniLM, messages {}", at * BATCH), || encoder.embed(batch))?);
     }
     let descriptions: Vec<String> =
         GROUPS.iter().map(|(_, _, what)| format!("a message about {what}")).collect();
-    let classes = run.step("MiniLM, descriptions", || embed(&descriptions))?;
+    let classes = run.step("MiniLM, descriptions", || encoder.embed(&descriptions))?;
     let (rows, classes) = (matrix(&rows)?, matrix(&classes)?);
     let likeness = rows.dot(&classes.t());
     Ok((rows, likeness))
@@ -211,35 +190,19 @@ struct Reading {
 
 /// Mean states of the language model, and what it says is the topic.
 fn read(context: &Context, run: &mut Run, texts: &[String]) -> Result<(Array2<f64>, Array2<f64>), Failure> {
-    let checkpoint = width_cost::checkpoint(context, "smollm2-135m")?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let question = tokenizer.encode("\nTopic:", false)?;
+    let mut reader = Reader::open(context, "smollm2-135m")?;
+    let question = reader.tokenizer().encode("\nTopic:", false)?;
     let mut firsts = Vec::new();
     for (_, word, _) in GROUPS {
-        firsts.extend(tokenizer.encode(word, false)?.first().copied());
+        firsts.extend(reader.tokenizer().encode(word, false)?.first().copied());
     }
     if firsts.iter().collect::<BTreeSet<_>>().len() != GROUPS.len() {
         return Err("two groups' names begin with the same token of this model".into());
     }
-    let mut model = None;
     let mut one = |text: &String| -> Result<Reading, Failure> {
-        if model.is_none() {
-            let load = LoadOptions::default().threads(context.options().get("threads")?);
-            model = Some(OnnxCausal::from_checkpoint(&checkpoint, &load)?);
-        }
-        let Some(model) = &mut model else { return Err("no model".into()) };
-        let mut tokens = first_tokens(&tokenizer, text, false)?;
-        let length = tokens.len();
-        tokens.extend(&question);
-        model.truncate(0)?;
-        let answer = model.step(&Step::chain(&tokens).want(RowSet::Last).taps(&[Tap::FinalNormed]))?;
-        let states = answer.tap(Tap::FinalNormed).ok_or("the model gave no states")?;
-        let mut mean = vec![0.0f32; states.width];
-        for row in 0..length {
-            mean.iter_mut().zip(states.row(row)).for_each(|(sum, x)| *sum += x / length as f32);
-        }
-        let logits = answer.logits.row(0).ok_or("the model gave no logits")?;
-        Ok(Reading { mean, names: firsts.iter().map(|token| logits[*token as usize]).collect() })
+        let read = reader.read(text, TOKENS, &question)?;
+        let names = firsts.iter().map(|token| read.logits[*token as usize]).collect();
+        Ok(Reading { mean: read.mean, names })
     };
     let mut rows: Vec<Reading> = Vec::new();
     for (at, batch) in texts.chunks(BATCH).enumerate() {
@@ -250,23 +213,6 @@ fn read(context: &Context, run: &mut Run, texts: &[String]) -> Result<(Array2<f6
     let (means, names): (Vec<_>, Vec<_>) =
         rows.into_iter().map(|reading| (reading.mean, reading.names)).unzip();
     Ok((matrix(&means)?, matrix(&names)?))
-}
-
-fn first_tokens(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<Token>, Failure> {
-    let mut tokens = tokenizer.encode(text, special)?;
-    if tokens.len() > TOKENS {
-        // The last token of a text for an encoder is its end.
-        let end = tokens.last().copied().filter(|_| special);
-        tokens.truncate(TOKENS - usize::from(special));
-        tokens.extend(end);
-    }
-    Ok(tokens)
-}
-
-fn matrix(rows: &[Vec<f32>]) -> Result<Array2<f64>, Failure> {
-    let width = rows.first().map_or(0, Vec::len);
-    let flat: Vec<f64> = rows.iter().flatten().map(|x| f64::from(*x)).collect();
-    Ok(Array2::from_shape_vec((rows.len(), width), flat)?)
 }
 
 #[cfg(test)]

@@ -11,12 +11,12 @@ use pilotfish_constrained::{
     speculative,
 };
 use pilotfish_evaluation::prompts::Prompt;
-use pilotfish_evaluation::{Effect, PairedConfig, compare};
+use pilotfish_evaluation::{PairedConfig, compare};
 use pilotfish_model::{CausalModel, Ledger, Streams, Token, TokenTree};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::page::{Began, Page, mean};
+use super::page::{self, Began, Page, mean};
 use super::session::{self, Session};
 use super::{Choice, Context, Experiment, Outcome};
 use crate::error::Failure;
@@ -238,13 +238,6 @@ fn tree_masks(
     })
 }
 
-fn signed(effect: &Effect) -> String {
-    match effect.interval {
-        Some(interval) => format!("{:+.3} [{:+.3}, {:+.3}]", effect.value, interval.low, interval.high),
-        None => format!("{:+.3}", effect.value),
-    }
-}
-
 fn run(context: &Context) -> Outcome {
     let options = context.options();
     let (replicates, tokens): (usize, usize) = (options.get("replicates")?, options.get("tokens")?);
@@ -319,7 +312,7 @@ fn run(context: &Context) -> Outcome {
     for (name, _) in &chosen {
         let row = &rows[name];
         let against = compare(&row.right, &rows[last].right, &PairedConfig::default())?;
-        let against = if *name == last { "-".into() } else { signed(&against.difference) };
+        let against = if *name == last { "-".into() } else { page::difference(&against.difference) };
         let evidence = match row.evidence.is_empty() {
             true => "-".into(),
             false => format!("{:.2} ({} of {})", mean(&row.evidence), row.evidence.len(), row.runs),

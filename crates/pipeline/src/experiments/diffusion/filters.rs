@@ -9,11 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::learn2pd::{Trained as Filtered, train};
-use super::policies::difference;
 use super::trained::{self, ITEMS, TASKS};
 use super::{Rules, World};
 use crate::error::Failure;
-use crate::experiments::page::mean;
+use crate::experiments::page::{difference, mean};
 use crate::experiments::session::ratio;
 use crate::steps::Run;
 use crate::tables::Table;

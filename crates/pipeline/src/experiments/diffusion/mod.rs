@@ -7,6 +7,7 @@ mod freedave;
 mod learn2pd;
 mod parallelbench;
 mod policies;
+mod sentences;
 mod text;
 mod train;
 mod trained;
@@ -15,6 +16,7 @@ use pilotfish_diffusion::ideal::{Ideal, Law};
 use pilotfish_diffusion::parallelbench::{Problem, Task};
 use pilotfish_diffusion::policy::{Factor, LocalLeap, LocalLeapConfig, Policy};
 use pilotfish_diffusion::{Canvas, Fixed, Score};
+use pilotfish_evaluation::Interval;
 use pilotfish_model::{MaskedModel, Token};
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +30,7 @@ pub(super) use text::DIFFUSION_TEXT;
 pub(super) use train::DIFFUSION_TRAIN;
 
 use crate::error::Failure;
+use crate::experiments::page;
 use crate::masked::Cached;
 use crate::plots::Point;
 
@@ -48,6 +51,10 @@ struct Cell {
 }
 
 impl Cell {
+    fn of(right: usize, runs: usize) -> Self {
+        Self { runs, right, ..Self::default() }
+    }
+
     fn add(&mut self, right: bool, forwards: u64, tokens: u64) {
         self.runs += 1;
         self.right += usize::from(right);
@@ -65,6 +72,12 @@ impl Cell {
         let centre = (p + z * z / (2.0 * n)) / (1.0 + z * z / n);
         let half = z / (1.0 + z * z / n) * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
         ((centre - half).max(0.0), (centre + half).min(1.0))
+    }
+
+    /// The accuracy with its interval, for people.
+    fn bracketed(&self) -> String {
+        let (low, high) = self.interval();
+        page::bracketed(self.accuracy(), Some(Interval { low, high }))
     }
 
     fn mean_forwards(&self) -> f64 {

@@ -4,13 +4,13 @@ use pilotfish_diffusion::learn2pd::{Learn2Pd, Visible};
 use pilotfish_diffusion::parallelbench::Task;
 use pilotfish_diffusion::policy::{Policy, Threshold};
 use pilotfish_diffusion::{Blocks, Cache, Diffusion, DiffusionConfig, Fixed, FreeDaveConfig};
-use pilotfish_evaluation::{Comparison, Effect, PairedConfig, compare};
+use pilotfish_evaluation::{Comparison, PairedConfig, compare};
 use serde::{Deserialize, Serialize};
 
 use super::learn2pd::{Trained as Filtered, train};
 use super::{Cell, GAMMAS, Rules, World, trained, ways};
 use crate::error::Failure;
-use crate::experiments::page::{self, Began, Page};
+use crate::experiments::page::{self, Began, Page, difference};
 use crate::experiments::session::ratio;
 use crate::experiments::{Choice, Context, Experiment, Outcome};
 use crate::masked::Cached;
@@ -291,14 +291,6 @@ fn against(row: &Row, plain: &Row) -> Result<[Comparison; 2], Failure> {
     let right = |row: &Row| row.right.iter().map(|&right| f64::from(u8::from(right))).collect::<Vec<_>>();
     // Every prompt has as many tokens: the baseline's time over this one's is the ratio of speeds.
     Ok([compare(&right(row), &right(plain), &config)?, compare(&plain.seconds, &row.seconds, &config)?])
-}
-
-/// A difference with its interval, for people.
-pub(super) fn difference(effect: &Effect) -> String {
-    match effect.interval {
-        Some(interval) => format!("{:+.3} [{:+.3}, {:+.3}]", effect.value, interval.low, interval.high),
-        None => format!("{:+.3}", effect.value),
-    }
 }
 
 /// Every way on the prompts of a task, prompt by prompt.

@@ -6,7 +6,7 @@ mod synthetic;
 use pilotfish_evaluation::Interval;
 
 use super::judging::{PART, parts};
-use super::page::Began;
+use super::page::{Began, bracketed};
 use super::session::STORAGE;
 use super::{Choice, Context, Experiment, Outcome};
 use crate::results::ResultFile;
@@ -82,5 +82,5 @@ fn run(context: &Context) -> Outcome {
 }
 
 fn shown(value: Option<(f64, Interval)>) -> String {
-    value.map_or("-".into(), |(value, Interval { low, high })| format!("{value:.3} [{low:.3}, {high:.3}]"))
+    value.map_or("-".into(), |(value, interval)| bracketed(value, Some(interval)))
 }

@@ -1,4 +1,4 @@
-//! Worlds: tasks with a supervisor and a student, most of them with an answer that is known beforehand.
+//! Worlds: tasks with a supervisor and a student, whose answer is known beforehand.
 
 use std::sync::Arc;
 
@@ -9,14 +9,17 @@ use pilotfish_supervision::weak_to_strong::{SplitConfig, Task, Trainee};
 use rand::Rng;
 use rand_distr::StandardNormal;
 
-use super::probe::{Flipping, Grown, Probe, Regression, Store};
+use super::real::Sources;
 use crate::error::Failure;
+use crate::experiments::probe::{Flipping, Grown, Probe, Regression, Store};
 
 /// A world.
 pub(super) struct World {
     pub(super) name: &'static str,
     pub(super) about: &'static str,
-    pub(super) build: fn(u64) -> Result<Built, Failure>,
+    /// Whether its items were collected rather than drawn.
+    pub(super) real: bool,
+    pub(super) build: fn(&Sources, u64) -> Result<Built, Failure>,
 }
 
 /// A world of one seed.
@@ -27,35 +30,40 @@ pub(super) struct Built {
     pub(super) split: SplitConfig,
 }
 
-/// All worlds.
-pub(super) const WORLDS: &[World] = &[
+/// Worlds of drawn items.
+pub(super) const DRAWN: &[World] = &[
     World {
         name: "noise-0.2",
         about: "labels flipped at random, 20 %; linear probe on 64 features: errors that cannot be imitated",
-        build: |seed| noise(seed, 0.2),
+        real: false,
+        build: |_, seed| noise(seed, 0.2),
     },
-    World { name: "noise-0.3", about: "the same, 30 %", build: |seed| noise(seed, 0.3) },
-    World { name: "noise-0.4", about: "the same, 40 %", build: |seed| noise(seed, 0.4) },
+    World { name: "noise-0.3", about: "the same, 30 %", real: false, build: |_, seed| noise(seed, 0.3) },
+    World { name: "noise-0.4", about: "the same, 40 %", real: false, build: |_, seed| noise(seed, 0.4) },
     World {
         name: "tree",
         about: "decision tree of depth 5 on 300 items; linear probe on the same 20 features, truth linear: errors of \
                 another kind",
-        build: |seed| tree(seed, Truth::Linear),
+        real: false,
+        build: |_, seed| tree(seed, Truth::Linear),
     },
     World {
         name: "subset",
         about: "regression on 8 of 20 features; linear probe on all 20: errors that the student can imitate exactly",
-        build: subset,
+        real: false,
+        build: |_, seed| subset(seed),
     },
     World {
         name: "chain",
         about: "the tree, then a probe on 10 features, then one on all 20: bootstrapping",
-        build: chain,
+        real: false,
+        build: |_, seed| chain(seed),
     },
     World {
         name: "chance",
         about: "classes that nothing says anything about: a gap that is not there",
-        build: |seed| tree(seed, Truth::Chance),
+        real: false,
+        build: |_, seed| tree(seed, Truth::Chance),
     },
 ];
 
@@ -82,17 +90,17 @@ fn world(seed: u64, n: usize, d: usize, truth: Truth) -> Result<(Task, Array2<f6
 }
 
 /// Parts of these sizes, which are all items.
-fn parts(sizes: [usize; 3]) -> SplitConfig {
+pub(super) fn parts(sizes: [usize; 3]) -> SplitConfig {
     let all: usize = sizes.iter().sum();
     SplitConfig { shares: sizes.map(|size| size as f64 / all as f64), most: [0; 3] }
 }
 
 /// The note's probe: Adam with a cosine, batches of 32.
-fn probe(store: Store) -> Probe {
+pub(super) fn probe(store: Store) -> Probe {
     Probe { store, hidden: None, confidence: None, lr: 1e-2, epochs: 20.0, batch: 32 }
 }
 
-fn columns(x: &Array2<f64>, count: usize) -> Array2<f64> {
+pub(super) fn columns(x: &Array2<f64>, count: usize) -> Array2<f64> {
     x.select(Axis(1), &(0..count).collect::<Vec<_>>())
 }
 
