@@ -76,6 +76,7 @@ pub const ALL: &[&Experiment] = &[
     &reasoning::W2S_REASONING,
     &deception::W2S_DECEPTION,
     &debate::W2S_DEBATE,
+    &debate::W2S_DEBATE_TEXT,
     &beyond_accuracy::BEYOND_ACCURACY,
     &delta_learning::DELTA_LEARNING,
     &prune::PRUNE,
