@@ -35,6 +35,7 @@ mod rsd_budget;
 mod session;
 mod sparse_speed;
 mod sparsing_law;
+mod sparsing_training;
 mod specdec_threshold;
 mod speculative;
 mod superposed;
@@ -82,6 +83,7 @@ pub const ALL: &[&Experiment] = &[
     &prune::PRUNE,
     &gate::GATE,
     &sparsing_law::SPARSING_LAW,
+    &sparsing_training::SPARSING_TRAINING,
     &sparse_speed::SPARSE_SPEED,
     &awrs_exactness::AWRS_EXACTNESS,
     &constrained::CONSTRAINED,
