@@ -124,6 +124,27 @@ impl<A: Constraint + 'static, B: Constraint + 'static> Constraint for Both<A, B>
     fn fork(&self) -> Box<dyn Constraint> {
         Box::new(Both(self.0.fork(), self.1.fork()))
     }
+
+    fn mask(&mut self, vocabulary: &Vocabulary) -> Result<Mask> {
+        /// A mask costs about as much as tests of one token in so many.
+        const SHARE: usize = 64;
+        let mut mask = self.0.mask(vocabulary)?;
+        if mask.count() > vocabulary.len() / SHARE {
+            mask.retain(&self.1.mask(vocabulary)?);
+            return Ok(mask);
+        }
+        let first = std::mem::replace(&mut mask, Mask::none(vocabulary.len()));
+        for token in first.tokens() {
+            let allowed = match vocabulary.bytes(token) {
+                Some(bytes) => self.1.prefix(bytes)?,
+                None => self.1.complete()?,
+            };
+            if allowed {
+                mask.allow(token);
+            }
+        }
+        Ok(mask)
+    }
 }
 
 type Test = dyn Fn(&[u8]) -> bool + Send + Sync;

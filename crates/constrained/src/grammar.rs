@@ -4,12 +4,17 @@
 //! would cut the text. Every test has its own allowance of work ([`GrammarLimits`]); a grammar that needs more gives
 //! [`ConstrainedError::TooComplex`], and so do all readers forked from it, since they share what has been built.
 //!
+//! Masks are kept. What may come next depends on the lexer's state and on the parser's rows, and the rows on the text up
+//! to the last byte that completed a terminal; readers forked from one grammar share what they found for such a place.
+//! An expression is one terminal, so it has a mask per state of its automaton, as in Willard and Louf (2023).
+//!
 //! The prefix test is that of an Earley parser over lazily built lexers. It is exact but for rules that can never
 //! be finished, such as `x: "a" x`; a text that enters one dies later.
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::earley::{BiasComputer, ParserRecognizer, SlicedBiasComputer};
@@ -42,6 +47,8 @@ pub struct GrammarLimits {
     pub lexer_states: usize,
     /// Symbols of a grammar.
     pub grammar_size: usize,
+    /// Masks that a grammar keeps, an eighth of a byte per token each; all are dropped when there are more.
+    pub kept_masks: usize,
 }
 
 impl Default for GrammarLimits {
@@ -55,6 +62,7 @@ impl Default for GrammarLimits {
             row_items: 2000,
             lexer_states: 250_000,
             grammar_size: 500_000,
+            kept_masks: 4096,
         }
     }
 }
@@ -227,7 +235,9 @@ impl Grammars {
             .create_parser_from_init_ext(init, logger, InferenceCapabilities::default(), limits)
             .map_err(|error| refuse(&error.to_string()))?;
         parser.start_without_prompt();
-        let mut grammar = Grammar { shared: self.shared.clone(), parser, bytes: 0, dead: false };
+        let kept = Arc::new(Kept { most: l.kept_masks, masks: Mutex::default() });
+        let mut grammar =
+            Grammar { shared: self.shared.clone(), parser, kept, text: Vec::new(), settled: 0, dead: false };
         // A language without texts is refused here if it can be seen: nothing may come first.
         if !grammar.complete()? && grammar.mask(&self.shared.vocabulary)?.count() == 0 {
             return Err(refuse("no text matches"));
@@ -258,8 +268,42 @@ fn first_line(text: &str) -> String {
 pub struct Grammar {
     shared: Arc<Shared>,
     parser: TokenParser,
-    bytes: usize,
+    kept: Arc<Kept>,
+    text: Vec<u8>,
+    /// Bytes of the text after which the parser has had the rows that it has now.
+    settled: usize,
     dead: bool,
+}
+
+/// The lexer's state, and whether bytes of a terminal have been read.
+type LexerPlace = (u32, bool);
+
+/// The masks that were found, by text up to the parser's last row, then by place in the lexer.
+struct Kept {
+    most: usize,
+    masks: Mutex<Masks>,
+}
+
+#[derive(Default)]
+struct Masks {
+    count: usize,
+    found: HashMap<Vec<u8>, HashMap<LexerPlace, Mask>>,
+}
+
+impl Kept {
+    fn get(&self, settled: &[u8], place: LexerPlace) -> Option<Mask> {
+        let kept = self.masks.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.found.get(settled)?.get(&place).cloned()
+    }
+
+    fn put(&self, settled: &[u8], place: LexerPlace, mask: &Mask) {
+        let mut kept = self.masks.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.count >= self.most {
+            *kept = Masks::default();
+        }
+        kept.count += 1;
+        kept.found.entry(settled.to_vec()).or_default().insert(place, mask.clone());
+    }
 }
 
 /// Reads the bytes of a test where llguidance would compute a mask: its allowance of work covers the test then.
@@ -285,7 +329,7 @@ impl BiasComputer for Tester {
 impl Grammar {
     /// What the parser cannot do any more.
     fn failed(&self, why: &str) -> ConstrainedError {
-        ConstrainedError::TooComplex { bytes: self.bytes, why: first_line(why) }
+        ConstrainedError::TooComplex { bytes: self.text.len(), why: first_line(why) }
     }
 
     fn broken(&self) -> Result<()> {
@@ -333,12 +377,19 @@ impl Constraint for Grammar {
             return Ok(false);
         }
         let first = self.shared.vocabulary.len() as Token;
-        let parser = &mut self.parser;
+        let (parser, text, settled) = (&mut self.parser, &mut self.text, &mut self.settled);
         let done = catch_unwind(AssertUnwindSafe(|| {
-            more.iter().try_for_each(|&byte| parser.consume_token(first + Token::from(byte)).map(|_| ()))
+            for &byte in more {
+                let rows = parser.parser.stats().rows;
+                parser.consume_token(first + Token::from(byte))?;
+                text.push(byte);
+                if parser.parser.stats().rows != rows {
+                    *settled = text.len();
+                }
+            }
+            Ok(())
         }));
         done.map_err(|error| self.failed(&error.to_string()))?;
-        self.bytes += more.len();
         self.broken()?;
         Ok(true)
     }
@@ -355,6 +406,11 @@ impl Constraint for Grammar {
         if self.dead {
             return Ok(Mask::none(vocabulary.len()));
         }
+        let pending = self.parser.parser.has_pending_lexeme_bytes();
+        let place = (self.parser.parser.with_recognizer(|at| at.lexer_state().as_u32()), pending);
+        if let Some(mask) = self.kept.get(&self.text[..self.settled], place) {
+            return Ok(mask);
+        }
         let complete = self.complete()?;
         let (parser, slicer) = (&mut self.parser.parser, self.shared.factory.slicer());
         let found = catch_unwind(AssertUnwindSafe(|| Ok(parser.compute_bias(&*slicer, b""))));
@@ -370,6 +426,7 @@ impl Constraint for Grammar {
         if complete {
             vocabulary.end().iter().for_each(|&token| mask.allow(token));
         }
+        self.kept.put(&self.text[..self.settled], place, &mask);
         Ok(mask)
     }
 }

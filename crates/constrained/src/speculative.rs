@@ -436,7 +436,7 @@ fn reachable(
             // Nothing follows an end.
             Some(_) if vocabulary.is_end(tree.token(parent)) && parent > 0 => None,
             Some(parent) => match vocabulary.bytes(token) {
-                Some(bytes) if parent.prefix(bytes)? => {
+                Some(bytes) => {
                     let mut place = parent.fork();
                     place.push(bytes)?.then_some(place)
                 }

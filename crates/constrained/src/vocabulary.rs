@@ -147,6 +147,11 @@ impl Mask {
         }
     }
 
+    /// Drops the tokens that are not in another set of the same vocabulary.
+    pub(crate) fn retain(&mut self, other: &Mask) {
+        self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word &= other);
+    }
+
     /// Whether a token is in the set.
     pub fn allows(&self, token: Token) -> bool {
         (token as usize) < self.len && self.words[token as usize / 64] >> (token % 64) & 1 == 1

@@ -5,9 +5,12 @@ mod common;
 
 use std::sync::Arc;
 
-use pilotfish_constrained::{ConstrainedError, Constraint, GrammarLimits, Grammars, Result, Smc, Vocabulary};
+use pilotfish_constrained::{
+    Both, ConstrainedError, Constraint, GrammarLimits, Grammars, Predicate, Result, Smc, Vocabulary,
+};
 use pilotfish_model::Streams;
 use pilotfish_model::toy::TableModel;
+use rand::Rng;
 use serde_json::json;
 
 use common::naive;
@@ -69,6 +72,73 @@ fn masks_equal_single_tests_and_tokens_straddle_terminals() {
     }
     assert_eq!(json.mask(&vocabulary).unwrap(), naive(&mut json, &vocabulary));
     assert!(!json.complete().unwrap() && json.push(b"}").unwrap() && json.complete().unwrap());
+}
+
+/// The lexer stands at the same place of the same terminal, and what may follow it differs: a mask kept by the lexer's
+/// state alone would be wrong.
+#[test]
+fn masks_are_kept_by_place_and_history() {
+    let list: [&[u8]; 6] = [b"a", b"b", b"c", b"cx", b"cy", b"cc"];
+    let bytes = list.iter().map(|bytes| Some(bytes.to_vec())).chain([None]).collect();
+    let vocabulary = Arc::new(Vocabulary::new(bytes, vec![6]).unwrap());
+    let grammars = Grammars::new(vocabulary.clone()).unwrap();
+    let source = "start: \"a\" C \"x\" | \"b\" C \"y\"\nC: /c+/";
+    let grammar = grammars.lark(source).unwrap();
+    for (text, want) in [("ac", [2, 3, 5]), ("bc", [2, 4, 5]), ("acc", [2, 3, 5]), ("bcc", [2, 4, 5])] {
+        // Twice: found, then kept.
+        for _ in 0..2 {
+            let mut place = grammar.fork();
+            assert!(place.push(text.as_bytes()).unwrap());
+            assert_eq!(place.mask(&vocabulary).unwrap().tokens().collect::<Vec<_>>(), want, "{text}");
+        }
+    }
+}
+
+#[test]
+fn kept_masks_equal_found_ones() {
+    let grammars = words();
+    let vocabulary = grammars.vocabulary().clone();
+    let few = grammars.clone().limits(GrammarLimits { kept_masks: 3, ..GrammarLimits::default() });
+    let schema =
+        json!({ "type": "object", "properties": { "a": { "type": "string" }, "ab": { "type": "integer" } } });
+    let lark = "start: x*\nx: \"a\" x \"b\" | \"1\" | B\nB: /[b2]+/";
+    for kind in 0..3 {
+        let build = |grammars: &Grammars| match kind {
+            0 => grammars.regex("(ab|a1)*(12)?é?").unwrap(),
+            1 => grammars.lark(lark).unwrap(),
+            _ => grammars.json_schema(&schema).unwrap(),
+        };
+        let (many, few) = (build(&grammars), build(&few));
+        let mut streams = Streams::new(3).stream("walks");
+        for _ in 0..40 {
+            let (mut place, mut other) = (many.fork(), few.fork());
+            for _ in 0..8 {
+                let mask = place.mask(&vocabulary).unwrap();
+                assert_eq!(mask, naive(&mut *place, &vocabulary));
+                assert_eq!(mask, other.mask(&vocabulary).unwrap());
+                let open: Vec<_> = mask.tokens().filter(|&token| !vocabulary.is_end(token)).collect();
+                let Some(&token) = open.get(streams.random_range(0..open.len().max(1))) else { break };
+                let bytes = vocabulary.bytes(token).unwrap();
+                assert!(place.push(bytes).unwrap() && other.push(bytes).unwrap());
+            }
+        }
+    }
+}
+
+/// Few tokens are asked of the second language one by one, many by its own mask.
+#[test]
+fn both_masks_equal_single_tests() {
+    let vocabulary = Arc::new(Vocabulary::single_bytes());
+    let grammars = Grammars::new(vocabulary.clone()).unwrap();
+    let digits = |text: &[u8]| text.iter().map(|&byte| u32::from(byte)).sum::<u32>() % 3 == 0;
+    for expression in ["[0-3]{0,4}", "[^7]*"] {
+        let ends = Predicate::new(|text| !text.ends_with(b"2"), digits);
+        let mut both = Both(grammars.regex(expression).unwrap(), ends);
+        for byte in [&b""[..], b"0", b"3", b"1"] {
+            assert!(both.push(byte).unwrap());
+            assert_eq!(both.mask(&vocabulary).unwrap(), naive(&mut both, &vocabulary), "{expression}");
+        }
+    }
 }
 
 #[test]

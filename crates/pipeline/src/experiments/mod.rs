@@ -36,6 +36,7 @@ mod rsd_budget;
 mod session;
 mod sparse_speed;
 mod sparsing_law;
+mod sparsing_training;
 mod specdec_threshold;
 mod speculative;
 mod superposed;
@@ -78,11 +79,13 @@ pub const ALL: &[&Experiment] = &[
     &reasoning::W2S_REASONING,
     &deception::W2S_DECEPTION,
     &debate::W2S_DEBATE,
+    &debate::W2S_DEBATE_TEXT,
     &beyond_accuracy::BEYOND_ACCURACY,
     &delta_learning::DELTA_LEARNING,
     &prune::PRUNE,
     &gate::GATE,
     &sparsing_law::SPARSING_LAW,
+    &sparsing_training::SPARSING_TRAINING,
     &sparse_speed::SPARSE_SPEED,
     &awrs_exactness::AWRS_EXACTNESS,
     &constrained::CONSTRAINED,

@@ -28,7 +28,7 @@ pub(super) struct Session {
     pub(super) model: OnnxCausal,
     pub(super) load: LoadOptions,
     pub(super) tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
+    pub(super) template: Option<ChatTemplate>,
 }
 
 impl Session {
@@ -54,11 +54,7 @@ impl Session {
     /// A prompt's first turn as the model reads it.
     pub(super) fn encode(&self, prompt: &Prompt) -> Result<Vec<Token>, Failure> {
         let first = prompt.turns.first().map(String::as_str).unwrap_or("");
-        let text = match &self.template {
-            Some(template) => template.render(&[Message::user(first)], true)?,
-            None => first.to_owned(),
-        };
-        Ok(self.tokenizer.encode(&text, self.template.is_none())?)
+        asked(&self.tokenizer, self.template.as_ref(), first)
     }
 
     /// The bytes of the model's tokens.
@@ -70,6 +66,18 @@ impl Session {
     pub(super) fn decode(&self, tokens: &[Token]) -> Result<String, Failure> {
         Ok(self.tokenizer.decode(tokens, true)?)
     }
+}
+
+/// What a user says, as a model with or without a chat template reads it.
+pub(super) fn asked(
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    text: &str,
+) -> Result<Vec<Token>, Failure> {
+    Ok(match template {
+        Some(template) => tokenizer.encode(&template.render(&[Message::user(text)], true)?, false)?,
+        None => tokenizer.encode(text, true)?,
+    })
 }
 
 /// The prompts to run: the first of each category, then the second of each, and so on; 0 takes all.

@@ -42,10 +42,10 @@ pub(super) const SPARSING_LAW: Experiment = Experiment {
 
 /// A model with some neurons skipped.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Cell {
-    kappa: f64,
+pub(super) struct Cell {
+    pub(super) kappa: f64,
     /// Mean nats a token.
-    loss: f64,
+    pub(super) loss: f64,
     /// Share of neurons that stay, by layer, on the dense run.
     active: Vec<f64>,
     /// Threshold by layer.
@@ -53,21 +53,22 @@ struct Cell {
 }
 
 impl Cell {
-    fn ratio(&self) -> f64 {
+    pub(super) fn ratio(&self) -> f64 {
         page::mean(&self.active)
     }
 }
 
-struct Setting<'a> {
-    decoder: Decoder<'a>,
-    texts: Vec<Vec<Token>>,
-    grid: usize,
-    threads: usize,
+/// A model with the texts that its neurons are looked at on.
+pub(super) struct Setting<'a> {
+    pub(super) decoder: Decoder<'a>,
+    pub(super) texts: Vec<Vec<Token>>,
+    pub(super) grid: usize,
+    pub(super) threads: usize,
 }
 
 impl Setting<'_> {
     /// Neurons of every layer over the texts, from the dense run, and the names of the down projections.
-    fn neurons(&self) -> Result<Vec<(String, Neurons)>, Failure> {
+    pub(super) fn neurons(&self) -> Result<Vec<(String, Neurons)>, Failure> {
         let mut engine = OnnxEngine::new(self.threads)?;
         let mut hidden = self.embedded()?;
         let mut all = Vec::new();
@@ -92,7 +93,7 @@ impl Setting<'_> {
     }
 
     /// Mean nats a token with all layers gated at once.
-    fn loss(&self, gates: &[(String, Gate)]) -> Result<f64, SparsityError> {
+    pub(super) fn loss(&self, gates: &[(String, Gate)]) -> Result<f64, SparsityError> {
         let mut plan = Plan::new("gated");
         for (name, gate) in gates {
             plan.layers.insert(name.clone(), LayerPlan { gate: Some(*gate), ..LayerPlan::default() });
@@ -106,7 +107,7 @@ impl Setting<'_> {
         Ok(nats / self.texts.iter().map(|text| text.len() - 1).sum::<usize>().max(1) as f64)
     }
 
-    fn cett(&self, neurons: &[(String, Neurons)], kappa: f64) -> Result<Cell, SparsityError> {
+    pub(super) fn cett(&self, neurons: &[(String, Neurons)], kappa: f64) -> Result<Cell, SparsityError> {
         let mut cell = Cell { kappa, loss: 0.0, active: Vec::new(), thresholds: Vec::new() };
         let mut gates = Vec::new();
         for (name, layer) in neurons {
@@ -244,7 +245,7 @@ fn run(context: &Context) -> Outcome {
     let notes = vec![
         "Thresholds come from the dense run; the perplexities are of the model with all layers gated at once. Ratios are those of the dense run.".into(),
         "Top-k keeps each token's neurons of largest norm, one ratio for all layers; FAT has one threshold of |v| for all layers.".into(),
-        "Nothing is trained here: the laws of activation ratio against training tokens are fitted in the tests, to the published curves.".into(),
+        "Nothing is trained here: activation ratios over training and by width and depth are those of `sparsing-training`.".into(),
     ];
     Page {
         experiment: &SPARSING_LAW,

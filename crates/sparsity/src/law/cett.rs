@@ -18,6 +18,8 @@ pub struct Neurons {
     down: Vec<f32>,
     /// `||MLP(x)||` by token.
     whole: Vec<f64>,
+    /// The least norm, and the 0.99-quantile.
+    range: [f64; 2],
 }
 
 /// How a neuron is judged to be active.
@@ -77,9 +79,12 @@ impl Neurons {
         crate::error::finite("neurons", &v)?;
         crate::error::finite("down projection", down)?;
         let (outs, columns) = (down.len() / neurons, column_norms(down, neurons));
-        let norms = v.iter().enumerate().map(|(at, v)| v.abs() * columns[at % neurons]).collect();
+        let norms: Vec<f32> = v.iter().enumerate().map(|(at, v)| v.abs() * columns[at % neurons]).collect();
+        let mut sorted = norms.clone();
+        sorted.sort_unstable_by(f32::total_cmp);
+        let range = [0, ((sorted.len() - 1) as f64 * 0.99) as usize].map(|at| f64::from(sorted[at]));
         let turned = (0..neurons).flat_map(|i| (0..outs).map(move |o| down[o * neurons + i])).collect();
-        let mut new = Self { v, norms, neurons, outs, down: turned, whole: Vec::new() };
+        let mut new = Self { v, norms, neurons, outs, down: turned, whole: Vec::new(), range };
         new.whole = new.lengths(&|_| true);
         Ok(new)
     }
@@ -156,10 +161,7 @@ impl Neurons {
         if grid < 2 {
             return Err(SparsityError::parameter("grid", grid, "at least 2"));
         }
-        let mut sorted = self.norms.clone();
-        sorted.sort_by(f32::total_cmp);
-        let low = f64::from(sorted[0]);
-        let high = f64::from(sorted[((sorted.len() - 1) as f64 * 0.99) as usize]);
+        let [low, high] = self.range;
         let value = |at: usize| low + (high - low) * at as f64 / (grid - 1) as f64;
         // The first index that fails, by bisection: CETT grows with the threshold.
         let (mut passes, mut fails) = (None, grid);

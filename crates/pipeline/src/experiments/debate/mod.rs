@@ -1,4 +1,9 @@
-//! Debate for weak supervision, on digits: debaters reveal pixels, judges that see sums of rows read the debates.
+//! Debate for weak supervision, on digits: debaters reveal pixels, judges that see sums of rows read the debates. The same
+//! in words, by a language model, is in [`text`].
+
+mod text;
+
+pub(super) use text::W2S_DEBATE_TEXT;
 
 use ndarray::{Array2, Axis};
 use std::sync::Arc;
@@ -11,6 +16,7 @@ use pilotfish_supervision::weak_to_strong::{
 };
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 
 use super::page::{Began, Page, mean_with_interval, percent};
 use super::probe::{Probe, Store};
@@ -213,31 +219,84 @@ impl World {
     }
 
     fn cells(&self, ways: &[Way]) -> Result<Vec<Cell>, Failure> {
+        // The student sees pixels alone, never a debate.
         let student = probe(self.pixels.clone());
-        let mut floor = None;
-        let mut cells = Vec::new();
-        for &way in ways {
-            let teacher = self.teacher(way)?;
-            // The student sees pixels alone, never a debate.
-            let protocol = Protocol {
-                teachers: vec![&*teacher],
-                students: vec![&student],
-                ceiling: &student,
-                split: self.split,
-            };
-            let run = protocol.run(&self.task, self.seed)?;
-            let own = run.outcomes(0)?;
-            let judge = own.accuracies()[0];
-            // The floor is the judge without debates, which comes first.
-            let weak = floor.get_or_insert_with(|| own.weak.clone()).clone();
-            cells.push(Cell {
-                judge,
-                labels: run.labels.accuracy(&self.task)?,
-                outcomes: Outcomes { weak, ..own },
-            });
-        }
-        Ok(cells)
+        let teachers = ways.iter().map(|&way| self.teacher(way)).collect::<Result<Vec<_>, _>>()?;
+        cells(&self.task, self.split, self.seed, &teachers, &student)
     }
+}
+
+/// What comes of each teacher. The floor is the first one, a judge without debates.
+fn cells(
+    task: &Task,
+    split: SplitConfig,
+    seed: u64,
+    teachers: &[Box<dyn Trainee>],
+    student: &Probe,
+) -> Result<Vec<Cell>, Failure> {
+    let mut floor = None;
+    let mut cells = Vec::new();
+    for teacher in teachers {
+        let protocol =
+            Protocol { teachers: vec![&**teacher], students: vec![student], ceiling: student, split };
+        let run = protocol.run(task, seed)?;
+        let own = run.outcomes(0)?;
+        let judge = own.accuracies()[0];
+        let weak = floor.get_or_insert_with(|| own.weak.clone()).clone();
+        cells.push(Cell { judge, labels: run.labels.accuracy(task)?, outcomes: Outcomes { weak, ..own } });
+    }
+    Ok(cells)
+}
+
+/// Ways by seeds, for people, for plots (those that have a label) and for machines.
+struct Summary {
+    table: Table,
+    series: [Series; 2],
+    rows: Vec<Json>,
+}
+
+/// `all` has a row for each seed, with a cell for each way.
+fn summarise(what: &str, ways: &[String], labels: usize, all: &[Vec<Cell>]) -> Result<Summary, Failure> {
+    let mut table = Table::new(
+        format!("{what}: accuracies in per cent, means over seeds with 95 % intervals"),
+        &["labels by", "judge", "its labels", "student", "student, over no debate", "PGR"],
+    );
+    let mut series = ["judge", "student"].map(|name| Series { name: name.into(), points: Vec::new() });
+    let mut rows = Vec::new();
+    for (at, way) in ways.iter().enumerate() {
+        let values =
+            |pick: &dyn Fn(&[Cell]) -> f64| all.iter().map(|cells| pick(cells)).collect::<Vec<f64>>();
+        let student = |cell: &Cell| cell.outcomes.accuracies()[1];
+        let text = |values: Vec<f64>| -> Result<String, Failure> {
+            let (value, interval) = mean_with_interval(&values)?;
+            Ok(percent(value, interval))
+        };
+        let outcomes: Vec<Outcomes> = all.iter().map(|cells| cells[at].outcomes.clone()).collect();
+        let pgr = Pgr::of(&outcomes, &PgrConfig::default())?;
+        table.row([
+            way.clone(),
+            text(values(&|cells| cells[at].judge))?,
+            text(values(&|cells| cells[at].labels))?,
+            text(values(&|cells| student(&cells[at])))?,
+            if at == 0 {
+                "-".into()
+            } else {
+                text(values(&|cells| student(&cells[at]) - student(&cells[0])))?
+            },
+            pgr.recovered.to_string(),
+        ]);
+        let shown = [values(&|cells| cells[at].judge), values(&|cells| student(&cells[at]))];
+        for (series, values) in series.iter_mut().zip(shown).filter(|_| at < labels) {
+            let (y, interval) = mean_with_interval(&values)?;
+            series.points.push(Point { x: at as f64, y, interval: interval.map(|i| (i.low, i.high)) });
+        }
+        rows.push(serde_json::json!({
+            "setting": what, "labels by": way, "pgr": pgr,
+            "judge": values(&|cells| cells[at].judge), "labels": values(&|cells| cells[at].labels),
+            "accuracies": outcomes.iter().map(Outcomes::accuracies).collect::<Vec<_>>(),
+        }));
+    }
+    Ok(Summary { table, series, rows })
 }
 
 fn run(context: &Context) -> Outcome {
@@ -261,49 +320,10 @@ fn run(context: &Context) -> Outcome {
             })
         });
         let all = seeds.collect::<Result<Vec<Vec<Cell>>, _>>()?;
-        let mut table = Table::new(
-            format!("{}: accuracies in per cent, means over seeds with 95 % intervals", setting.name),
-            &["labels by", "judge", "its labels", "student", "student, over no debate", "PGR"],
-        );
-        let mut series = ["judge", "student"].map(|name| Series { name: name.into(), points: Vec::new() });
-        for (at, way) in ways.iter().enumerate() {
-            let values =
-                |pick: &dyn Fn(&[Cell]) -> f64| all.iter().map(|cells| pick(cells)).collect::<Vec<f64>>();
-            let student = |cell: &Cell| cell.outcomes.accuracies()[1];
-            let text = |values: Vec<f64>| -> Result<String, Failure> {
-                let (value, interval) = mean_with_interval(&values)?;
-                Ok(percent(value, interval))
-            };
-            let outcomes: Vec<Outcomes> = all.iter().map(|cells| cells[at].outcomes.clone()).collect();
-            let pgr = Pgr::of(&outcomes, &PgrConfig::default())?;
-            table.row([
-                way.name(),
-                text(values(&|cells| cells[at].judge))?,
-                text(values(&|cells| cells[at].labels))?,
-                text(values(&|cells| student(&cells[at])))?,
-                if at == 0 {
-                    "-".into()
-                } else {
-                    text(values(&|cells| student(&cells[at]) - student(&cells[0])))?
-                },
-                pgr.recovered.to_string(),
-            ]);
-            for (series, values) in series
-                .iter_mut()
-                .zip([values(&|cells| cells[at].judge), values(&|cells| student(&cells[at]))])
-            {
-                let (y, interval) = mean_with_interval(&values)?;
-                if at >= LABELS.len() {
-                    continue;
-                }
-                series.points.push(Point { x: at as f64, y, interval: interval.map(|i| (i.low, i.high)) });
-            }
-            rows.push(serde_json::json!({
-                "setting": setting.name, "labels by": way.name(), "pgr": pgr,
-                "judge": values(&|cells| cells[at].judge), "labels": values(&|cells| cells[at].labels),
-                "accuracies": outcomes.iter().map(Outcomes::accuracies).collect::<Vec<_>>(),
-            }));
-        }
+        let names: Vec<String> = ways.iter().map(|way| way.name()).collect();
+        let Summary { table, series, rows: of_setting } =
+            summarise(setting.name, &names, LABELS.len(), &all)?;
+        rows.extend(of_setting);
         if setting.varied {
             let shown: Vec<String> =
                 table.rows.iter().take(TABLE.len()).map(|row| format!("{} {}", row[0], row[1])).collect();
