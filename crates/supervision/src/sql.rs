@@ -15,6 +15,7 @@
 //!
 //! Methods here block; they must not be called from inside an asynchronous task.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -134,9 +135,20 @@ impl Database {
         Ok(Self { runtime, context, tables: AtomicUsize::new(0) })
     }
 
+    /// Waits for what a database does. Readers of damaged files may panic in their depths; to whoever passed the file
+    /// that is one more error.
+    fn wait<T>(
+        &self,
+        what: &'static str,
+        work: impl Future<Output = datafusion::error::Result<T>>,
+    ) -> Result<T> {
+        let done = catch_unwind(AssertUnwindSafe(|| self.runtime.block_on(work)));
+        let damaged = || SupervisionError::Query { what, why: "a file is damaged".into() };
+        done.map_err(|_| damaged())?.map_err(failed(what))
+    }
+
     fn run(&self, what: &'static str, query: &str) -> Result<Vec<RecordBatch>> {
-        let batches = self.runtime.block_on(async { self.context.sql(query).await?.collect().await });
-        batches.map_err(failed(what))
+        self.wait(what, async { self.context.sql(query).await?.collect().await })
     }
 
     /// Registers Parquet files under a name of their own.
@@ -148,13 +160,13 @@ impl Database {
         found.map_err(|source| SupervisionError::Io { path: path.display().to_string(), source })?;
         let text = path.to_str().ok_or_else(|| file("the path is not UTF-8".into()))?;
         let options = ParquetReadOptions::default();
-        let done = self.runtime.block_on(self.context.register_parquet(name.as_str(), text, options));
+        let done = self.wait("a table", self.context.register_parquet(name.as_str(), text, options));
         done.map_err(|error| file(error.to_string()))?;
         Ok(name)
     }
 
     fn schema(&self, table: &str) -> Result<Schema> {
-        let frame = self.runtime.block_on(self.context.table(table)).map_err(failed("columns"))?;
+        let frame = self.wait("columns", self.context.table(table))?;
         Ok(frame.schema().as_arrow().clone())
     }
 
@@ -512,7 +524,8 @@ impl LongTable<'_> {
         let batch = batch.map_err(|error| SupervisionError::Query { what, why: error.to_string() })?;
         // Through a file: a table in memory is not on the other machines of a cluster.
         let scratch = folder.join("patterns");
-        self.write(what, &scratch, || SessionContext::new().read_batch(batch))?;
+        let frame = SessionContext::new().read_batch(batch).map_err(failed(what))?;
+        self.write(what, &scratch, frame)?;
         let table = self.database.register(&scratch)?;
         let matches: Vec<String> = (0..m).map(|voter| format!("v{voter} = w{voter}")).collect();
         let probabilities: Vec<String> = (0..k).map(|class| format!("p{class}")).collect();
@@ -528,8 +541,8 @@ impl LongTable<'_> {
             matches.join(" AND ")
         );
         let out = folder.join("items");
-        let frame = self.database.runtime.block_on(self.database.context.sql(&query));
-        self.write("the posterior", &out, || frame)?;
+        let frame = self.database.wait("the posterior", self.database.context.sql(&query))?;
+        self.write("the posterior", &out, frame)?;
         std::fs::remove_dir_all(&scratch).map_err(io)
     }
 
@@ -537,16 +550,14 @@ impl LongTable<'_> {
         &self,
         what: &'static str,
         folder: &Path,
-        frame: impl FnOnce() -> datafusion::error::Result<datafusion::dataframe::DataFrame>,
+        frame: datafusion::dataframe::DataFrame,
     ) -> Result<()> {
         let path = folder.to_str().ok_or_else(|| SupervisionError::Format {
             path: folder.display().to_string(),
             why: "the path is not UTF-8".into(),
         })?;
         let options = DataFrameWriteOptions::new().with_single_file_output(false);
-        let frame = frame().map_err(failed(what))?;
-        let written = self.database.runtime.block_on(frame.write_parquet(&format!("{path}/"), options, None));
-        written.map(|_| ()).map_err(failed(what))
+        self.database.wait(what, frame.write_parquet(&format!("{path}/"), options, None)).map(|_| ())
     }
 
     /// Expected votes of every voter by truth and vote, `[voter][truth * classes + vote]`, for probabilities in Parquet
