@@ -200,8 +200,9 @@ impl<'a> Dense<'a> {
         let bytes = self.lines.get::<u8>();
         let panel_bytes = PANEL * ins * self.float.bytes();
         assert!(range.end * panel_bytes <= bytes.len());
-        // A second group finds the weights of a chunk in the first cache.
-        let chunk = if groups.len() > 1 { CHUNK } else { ins };
+        // A second group finds the weights of a chunk in the first cache, and so do narrow vectors, which go over a
+        // panel twice.
+        let chunk = if groups.len() > 1 || level != Level::Avx512 { CHUNK } else { ins };
         let mut panel = range.start;
         while panel < range.end {
             let wide = wide(groups, level).min(range.end - panel);
