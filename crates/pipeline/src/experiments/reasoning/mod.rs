@@ -1,4 +1,9 @@
-//! Weak-to-strong reasoning on sums whose steps are written out, with transformers trained from scratch.
+//! Weak-to-strong reasoning on sums whose steps are written out, with transformers trained from scratch; and its filters on
+//! real models ([`labellers`]).
+
+mod labellers;
+
+pub(super) use labellers::W2S_LABELLERS;
 
 use pilotfish_graph::Graph;
 use pilotfish_model::{StreamRng, Streams};
