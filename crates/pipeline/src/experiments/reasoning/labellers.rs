@@ -149,7 +149,10 @@ fn run(context: &Context) -> Outcome {
         return Err("--questions must be from 20 to 2000, --samples at least 2".into());
     }
     let began = Began::now();
-    // A file that cannot be read is said before anything is computed.
+    // A model or a file that cannot be read is said before anything is computed.
+    for which in ["weak", "strong"] {
+        width_cost::checkpoint(context, options.text(which)?)?;
+    }
     let solvers = [options.text("weak-solver")?, options.text("strong-solver")?];
     let solutions = options.text("solutions")?;
     let recorded =
