@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use ndarray::{Array2, Axis, concatenate};
 use pilotfish_architectures::{ChatTemplate, Tokenizer};
+use pilotfish_model::Streams;
 use pilotfish_model::sampling::Warpers;
-use pilotfish_model::{Streams, Token};
 use pilotfish_supervision::debate::{Debater, Form, Turn, hold, turn_prompt};
 use pilotfish_supervision::verifiers::{Reader, SampleConfig};
 use pilotfish_supervision::weak_to_strong::{Ensemble, SplitConfig, Task, Trainee};
@@ -17,10 +17,10 @@ use rand::seq::SliceRandom;
 use super::{Cell, Summary, cells, summarise};
 use crate::error::Failure;
 use crate::experiments::features::{Model, components, of_texts};
-use crate::experiments::judging::{auroc, balanced_accuracy, resampled};
+use crate::experiments::judging::{auroc, balanced_accuracy, mean_log_probability, resampled};
 use crate::experiments::page::{Began, Page};
 use crate::experiments::probe::{Probe, Store};
-use crate::experiments::session::{MODEL, STORAGE, Session, THREADS, asked};
+use crate::experiments::session::{MODEL, STORAGE, Session, THREADS, asked, single_tokens};
 use crate::experiments::{Choice, Context, Experiment, Outcome};
 use crate::plots::{Kind, Plot};
 use crate::steps::Run;
@@ -240,18 +240,6 @@ struct Heard {
     debates: Vec<Vec<Debate>>,
 }
 
-/// Mean log-probability of the tokens of a text behind the first `given`.
-fn likelihood(reader: &mut Reader<'_>, tokens: &[Token], given: usize) -> Result<f64, Failure> {
-    let mut sum = 0.0;
-    for at in given..tokens.len() {
-        let logits: Vec<f64> = reader.read(&tokens[..at])?.into_iter().map(f64::from).collect();
-        let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let whole = logits.iter().map(|logit| (logit - most).exp()).sum::<f64>().ln() + most;
-        sum += logits[tokens[at] as usize] - whole;
-    }
-    Ok(sum / tokens.len().saturating_sub(given).max(1) as f64)
-}
-
 fn debates(
     context: &Context,
     claims: &[Claim],
@@ -260,12 +248,14 @@ fn debates(
     run: &mut Run,
 ) -> Result<Heard, Failure> {
     let Session { mut model, tokenizer, template, .. } = Session::open(context)?;
-    let mut verdicts = Vec::new();
-    for class in CLASSES {
-        match tokenizer.encode(&format!(" {class}"), false)?[..] {
-            [token] => verdicts.push(token),
-            _ => return Err(format!("{class:?} is not one token of this model").into()),
-        }
+    let [no, yes] = single_tokens(&tokenizer, [" False", " True"])?;
+    let start = tokenizer.encode("Fact:", false)?;
+    let mut likely = Vec::new();
+    for claim in claims {
+        likely.push(run.step(&format!("likelihood: {}", claim.text), || -> Result<f64, Failure> {
+            let claim = tokenizer.encode(&format!(" {}", claim.text), false)?;
+            mean_log_probability(&mut model, &start, &claim)
+        })?);
     }
     let warpers = Warpers { top_p: Some(0.9), ..Warpers::temperature(1.0) };
     let config = SampleConfig { warpers, tokens, stop: tokenizer.encode("\n", false)? };
@@ -275,16 +265,8 @@ fn debates(
         said.push(run.step(&format!("asked: {}", claim.text), || -> Result<f64, Failure> {
             let before = tokenizer.encode(&format!("{SHOTS}Claim: {}", claim.text), false)?;
             let after = tokenizer.encode("\nTrue or False:", false)?;
-            let judged = reader.judge(&before, &[&after], &[verdicts[1], verdicts[0]])?;
+            let judged = reader.judge(&before, &[&after], &[yes, no])?;
             Ok(judged[0][0])
-        })?);
-    }
-    let start = tokenizer.encode("Fact:", false)?;
-    let mut likely = Vec::new();
-    for claim in claims {
-        likely.push(run.step(&format!("likelihood: {}", claim.text), || -> Result<f64, Failure> {
-            let tokens = [start.clone(), tokenizer.encode(&format!(" {}", claim.text), false)?].concat();
-            likelihood(&mut reader, &tokens, start.len())
         })?);
     }
     let mut debates = Vec::new();
@@ -375,8 +357,8 @@ impl World<'_> {
         let teachers: Vec<Box<dyn Trainee>> = vec![
             Box::new(probe(own.clone())),
             Box::new(one.clone()),
-            members([one.clone(), one]),
-            members([judge(&same, 0)?, judge(&same, 1)?]),
+            members([one.clone(), one.clone()]),
+            members([one, judge(&same, 1)?]),
             Box::new(judge(&other, 0)?),
         ];
         // The student reads claims alone, never a debate.

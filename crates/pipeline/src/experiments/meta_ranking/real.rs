@@ -6,7 +6,7 @@ use std::time::Instant;
 use ndarray::Array2;
 use pilotfish_architectures::Tokenizer;
 use pilotfish_model::sampling::Warpers;
-use pilotfish_model::{CausalModel, RowSet, Step, Steps, Streams, Token};
+use pilotfish_model::{CausalModel, Steps, Streams, Token};
 use pilotfish_runtime::OnnxCausal;
 use pilotfish_supervision::heads::{Logistic, LogisticConfig, balanced_weights};
 use pilotfish_supervision::meta_ranking::{
@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use super::shown;
 use crate::error::Failure;
-use crate::experiments::judging::{auroc, balanced_accuracy, f1_of_wrong, resampled};
+use crate::experiments::judging::{auroc, balanced_accuracy, f1_of_wrong, mean_log_probability, resampled};
 use crate::experiments::recorded::{self, Recorded, Told};
-use crate::experiments::session::Session;
+use crate::experiments::session::{Session, single_tokens};
 use crate::experiments::tasks::{Problem, Task, extract};
 use crate::experiments::{Context, Options};
 use crate::plots::{Kind, Plot, Point, Series};
@@ -153,17 +153,6 @@ impl Judge<'_> {
     }
 }
 
-fn single<const N: usize>(tokenizer: &Tokenizer, words: [&str; N]) -> Result<[Token; N], Failure> {
-    let mut out = [0; N];
-    for (out, word) in out.iter_mut().zip(words) {
-        match tokenizer.encode(word, false)?[..] {
-            [token] => *out = token,
-            _ => return Err(format!("{word:?} is not one token of this model").into()),
-        }
-    }
-    Ok(out)
-}
-
 /// Different sums that a small model gets right about as often as not.
 fn sums(count: usize, seed: u64) -> Vec<Problem> {
     let mut all: Vec<(u32, u32)> = (11..100).flat_map(|a| (2..10).map(move |b| (a, b))).collect();
@@ -235,18 +224,7 @@ fn judge_confidence(
     for item in items {
         let before = tokenizer.encode(&format!("Question: {}\nAnswer:", item.question), false)?;
         let answer = tokenizer.encode(&format!(" {}", item.answer), false)?;
-        let text: Vec<Token> = before.iter().chain(&answer).copied().collect();
-        model.truncate(0)?;
-        let wanted: Vec<usize> = (before.len() - 1..text.len() - 1).collect();
-        let step = model.step(&Step::chain(&text[..text.len() - 1]).want(RowSet::Rows(&wanted)))?;
-        let mut sum = 0.0;
-        for (row, token) in answer.iter().enumerate() {
-            let logits = step.logits.row(row).ok_or("a row of logits is missing")?;
-            let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let all: f64 = logits.iter().map(|x| f64::from(x - max).exp()).sum();
-            sum += f64::from(logits[*token as usize] - max) - all.ln();
-        }
-        item.confidence = sum / answer.len().max(1) as f64;
+        item.confidence = mean_log_probability(model, &before, &answer)?;
     }
     model.truncate(0)?;
     Ok(())
@@ -324,8 +302,8 @@ pub(super) fn run(context: &Context, run: &mut Run, result: &mut ResultFile) -> 
 
     let judge = Judge {
         tokenizer: &tokenizer,
-        verdicts: single(&tokenizer, VERDICTS)?,
-        yes_no: single(&tokenizer, YES_NO)?,
+        verdicts: single_tokens(&tokenizer, VERDICTS)?,
+        yes_no: single_tokens(&tokenizer, YES_NO)?,
     };
     let mut reader = Reader::new(&mut model);
     let games: Vec<Vec<Verdict>> =

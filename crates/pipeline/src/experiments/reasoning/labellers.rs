@@ -8,11 +8,12 @@ use pilotfish_model::sampling::Warpers;
 use pilotfish_model::{Streams, Token};
 use pilotfish_runtime::{LoadOptions, OnnxCausal};
 use pilotfish_supervision::reasoning::{
-    ContrastPair, Gates, Skipped, Solution, agreement, canonical, consistent, contrast,
+    ContrastPair, Gates, Solution, agreement, canonical, consistent, contrast,
 };
 use pilotfish_supervision::verifiers::{Reader, SampleConfig};
 use serde::{Deserialize, Serialize};
 
+use super::{CONTRASTS, reason};
 use crate::error::Failure;
 use crate::experiments::page::{Began, Page, wilson};
 use crate::experiments::recorded;
@@ -79,28 +80,32 @@ impl Model {
         Ok(Self { model: OnnxCausal::from_checkpoint(&checkpoint, &load)?, tokenizer, stop })
     }
 
-    /// Answers to a prompt: the likeliest, or drawn at temperature 1.
+    /// The likeliest answer to a prompt, and others drawn at temperature 1.
     fn answers(
         &mut self,
         prompt: &str,
-        count: usize,
-        temperature: f64,
+        samples: usize,
         streams: &Streams,
-    ) -> Result<Vec<Solution>, Failure> {
-        let warpers = if temperature > 0.0 { Warpers::temperature(temperature) } else { Warpers::default() };
-        let config = SampleConfig { warpers, tokens: 12, stop: self.stop.clone() };
+    ) -> Result<(Solution, Vec<Solution>), Failure> {
         let prompt = self.tokenizer.encode(prompt, true)?;
-        let said = Reader::new(&mut self.model).sample(&prompt, count, &config, streams)?;
-        said.iter()
-            .map(|response| {
-                let text = extract(&self.tokenizer.decode(&response.tokens, true)?).unwrap_or_default();
-                // What is no number is no answer.
-                let number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-                let answer = if number { canonical(&text) } else { String::new() };
-                Ok(Solution { text, answer })
-            })
-            .collect()
+        let mut reader = Reader::new(&mut self.model);
+        let mut draw = |count, warpers| -> Result<Vec<Solution>, Failure> {
+            let config = SampleConfig { warpers, tokens: 12, stop: self.stop.clone() };
+            let said = reader.sample(&prompt, count, &config, streams)?;
+            said.iter().map(|response| Ok(read(&self.tokenizer.decode(&response.tokens, true)?))).collect()
+        };
+        let likeliest = draw(1, Warpers::default())?.remove(0);
+        let drawn = if samples > 0 { draw(samples, Warpers::temperature(1.0))? } else { Vec::new() };
+        Ok((likeliest, drawn))
     }
+}
+
+/// An answer; what is no number is none.
+fn read(said: &str) -> Solution {
+    let text = extract(said).unwrap_or_default();
+    let number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let answer = if number { canonical(&text) } else { String::new() };
+    Solution { text, answer }
 }
 
 /// What agreement keeps.
@@ -203,16 +208,7 @@ fn run(context: &Context) -> Outcome {
     let pairs = Pairs::of(&said, &asked, seed)?;
     let mut contrasts = Table::new(
         "Pairs of the second stage on sums, from samples of the strong model in context",
-        &[
-            "pairs",
-            "weak chosen",
-            "chosen right, %",
-            "rejected right, %",
-            "no answer",
-            "unsure",
-            "too easy",
-            "not sure enough",
-        ],
+        &CONTRASTS,
     );
     let mut row = vec![pairs.pairs.to_string(), pairs.weak_chosen.to_string()];
     row.extend([pairs.chosen_right, pairs.rejected_right].map(|right| percent(right, pairs.pairs)));
@@ -282,7 +278,7 @@ fn said(
     for problem in asked {
         weak.push(run.step(&format!("weak: {}", problem.question), || -> Result<Solution, Failure> {
             let model = loaded(&mut model, context, "weak")?;
-            Ok(model.answers(&problem.prompt(), 1, 0.0, &streams)?.remove(0))
+            Ok(model.answers(&problem.prompt(), 0, &streams)?.0)
         })?);
     }
     let mut model = None;
@@ -295,8 +291,7 @@ fn said(
                 prompt.push_str(&format!("Q: {}\nA: {}\n\n", asked[other].question, weak[other].text));
             }
             prompt.push_str(&format!("Q: {}\nA:", problem.question));
-            let strong = model.answers(&prompt, 1, 0.0, &streams)?.remove(0);
-            let samples = model.answers(&prompt, samples, 1.0, &streams.fork(at as u64))?;
+            let (strong, samples) = model.answers(&prompt, samples, &streams.fork(at as u64))?;
             Ok(Said { weak: weak[at].clone(), strong, samples })
         })?;
         all.push(said);
@@ -336,15 +331,7 @@ impl Pairs {
                         out.rejected_right += usize::from(rejected == problem.answer);
                     }
                 }
-                Err(why) => {
-                    let place = match why {
-                        Skipped::NoAnswer => 0,
-                        Skipped::Unsure => 1,
-                        Skipped::TooEasy => 2,
-                        Skipped::NotSureEnough => 3,
-                    };
-                    out.skipped[place] += 1;
-                }
+                Err(why) => out.skipped[reason(why)] += 1,
             }
         }
         Ok(out)
