@@ -139,7 +139,10 @@ fn gated_layers_are_lowered_to_operators_that_skip() {
         custom(&lower_products(&graph).unwrap())
     };
     let teal = lowered(GateMethod::Teal, Kept::F32);
-    assert_eq!(teal, HashMap::from([("LinearColumns".to_owned(), 4)]));
+    assert_eq!(teal, HashMap::from([("LinearGated".to_owned(), 4)]));
+    // Weighted scores stay in the graph, and what was joined for one gate comes apart.
+    let weighted = lowered(GateMethod::WinaPlain, Kept::F32);
+    assert_eq!(weighted, HashMap::from([("LinearColumns".to_owned(), 7)]));
     // q, k, v and o are one product and one; gate is dense, up by rows, down by columns.
     let cats = lowered(GateMethod::Cats, Kept::F32);
     let want = [("LinearF32", 3), ("LinearRows", 1), ("LinearColumns", 1)];

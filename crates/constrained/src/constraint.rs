@@ -128,12 +128,13 @@ impl<A: Constraint + 'static, B: Constraint + 'static> Constraint for Both<A, B>
     fn mask(&mut self, vocabulary: &Vocabulary) -> Result<Mask> {
         /// A mask costs about as much as tests of one token in so many.
         const SHARE: usize = 64;
-        let mut mask = self.0.mask(vocabulary)?;
-        if mask.count() > vocabulary.len() / SHARE {
-            mask.retain(&self.1.mask(vocabulary)?);
+        let first = self.0.mask(vocabulary)?;
+        if first.count() > vocabulary.len() / SHARE {
+            let mut mask = self.1.mask(vocabulary)?;
+            mask.retain(&first);
             return Ok(mask);
         }
-        let first = std::mem::replace(&mut mask, Mask::none(vocabulary.len()));
+        let mut mask = Mask::none(vocabulary.len());
         for token in first.tokens() {
             let allowed = match vocabulary.bytes(token) {
                 Some(bytes) => self.1.prefix(bytes)?,

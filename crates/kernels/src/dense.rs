@@ -200,8 +200,9 @@ impl<'a> Dense<'a> {
         let bytes = self.lines.get::<u8>();
         let panel_bytes = PANEL * ins * self.float.bytes();
         assert!(range.end * panel_bytes <= bytes.len());
-        // A second group finds the weights of a chunk in the first cache.
-        let chunk = if groups.len() > 1 { CHUNK } else { ins };
+        // A second pass finds the weights of a chunk in the first cache.
+        let lone = groups.len() == 1 && parts(level, groups[0].rows) == 1;
+        let chunk = if lone { ins } else { CHUNK };
         let mut panel = range.start;
         while panel < range.end {
             let wide = wide(groups, level).min(range.end - panel);
@@ -215,13 +216,17 @@ impl<'a> Dense<'a> {
                     let part = &bytes[panel * panel_bytes + start * PANEL * self.float.bytes()..];
                     assert!(part.len() >= (together - 1) * panel_bytes + len * PANEL * self.float.bytes());
                     let again = start > 0;
-                    // What is read next is asked for early: a little ahead by a lone group; the next chunk, half
-                    // by half, by the first two of several, so that reading never waits for arithmetic.
+                    // What is read next is asked for early: a little ahead by a lone pass; the next chunk, piece by
+                    // piece, by the first of several, so that reading never waits for arithmetic.
                     let step = PANEL * self.float.bytes();
-                    let (ask, ask_step) = match (groups.len(), index) {
-                        (1, _) => (AHEAD, step),
-                        (_, 0 | 1) => (len * step + index * len * step / 2, step / 2),
-                        _ => (0, 0),
+                    let parts = parts(level, group.rows);
+                    let shares = (groups.len() * parts).min(4);
+                    let (ask, ask_step, ask_part) = match index * parts {
+                        _ if shares == 1 => (AHEAD, step, 0),
+                        pass if pass < shares => {
+                            (len * step + pass * len * step / shares, step / shares, len * step / shares)
+                        }
+                        _ => (0, 0, 0),
                     };
                     let ask = part.as_ptr().wrapping_add(ask);
                     // SAFETY: the columns of these panels belong to this call; the tile reads `len` inputs of
@@ -233,6 +238,7 @@ impl<'a> Dense<'a> {
                                 panel_bytes,
                                 ask,
                                 ask_step,
+                                ask_part,
                                 x: x.as_ptr(),
                                 len,
                                 y,
@@ -293,9 +299,15 @@ mod x86 {
     pub(super) fn wide(groups: &[Group], level: Level) -> usize {
         match (groups, level) {
             ([group], Level::Avx512) if group.rows == 1 => 4,
-            ([group], _) if group.rows <= 3 => 2,
+            ([group], Level::Avx512) if group.rows <= 3 => 2,
+            ([group], _) if group.rows == 1 => 2,
             _ => 1,
         }
+    }
+
+    /// How often a panel is gone over for so many rows.
+    pub(super) fn parts(level: Level, rows: usize) -> usize {
+        if level == Level::Avx512 || rows <= 3 { 1 } else { 2 }
     }
 
     /// A product of some panels with a group of rows.
@@ -305,6 +317,7 @@ mod x86 {
         pub panel_bytes: usize,
         pub ask: *const u8,
         pub ask_step: usize,
+        pub ask_part: usize,
         pub x: *const f32,
         pub len: usize,
         pub y: *mut f32,
@@ -314,15 +327,15 @@ mod x86 {
 
     /// One input of all sums.
     #[inline(always)]
-    unsafe fn step_of<V: Lanes, const R: usize, const P: usize, const BF16: bool>(
-        sums: &mut [[[V; 2]; P]; R],
+    unsafe fn step_of<V: Lanes, const R: usize, const P: usize, const H: usize, const BF16: bool>(
+        sums: &mut [[[V; H]; P]; R],
         weights: *const u8,
         panel_bytes: usize,
         x: *const f32,
         ask: *const u8,
     ) {
         unsafe {
-            let mut two = [[V::zero(); 2]; P];
+            let mut w = [[V::zero(); H]; P];
             for p in 0..P {
                 let from = weights.add(p * panel_bytes);
                 let ask = ask.wrapping_add(p * panel_bytes);
@@ -330,51 +343,56 @@ mod x86 {
                 if !BF16 {
                     _mm_prefetch::<_MM_HINT_T0>(ask.wrapping_add(64).cast());
                 }
-                two[p] = if BF16 {
-                    V::load_bf16(from.cast())
-                } else {
-                    [V::load(from.cast()), V::load(from.cast::<f32>().add(V::LANES))]
-                };
+                for h in (0..H).step_by(2) {
+                    let from = from.cast::<f32>().add(if BF16 { h / 2 } else { h } * V::LANES);
+                    let two = if BF16 {
+                        V::load_bf16(from.cast())
+                    } else {
+                        [V::load(from), V::load(from.add(V::LANES))]
+                    };
+                    [w[p][h], w[p][h + 1]] = two;
+                }
             }
             for r in 0..R {
                 let x = V::splat(*x.add(r * BLOCK));
                 for p in 0..P {
-                    for h in 0..2 {
-                        sums[r][p][h] = two[p][h].fma(x, sums[r][p][h]);
+                    for h in 0..H {
+                        sums[r][p][h] = w[p][h].fma(x, sums[r][p][h]);
                     }
                 }
             }
         }
     }
 
-    /// `R` rows, `P` panels, one part of each panel: two vectors of outputs.
+    /// `R` rows, `P` panels, one part of each panel: `H` vectors of outputs.
     #[inline(always)]
-    unsafe fn tile<V: Lanes, const R: usize, const P: usize, const BF16: bool>(job: Job, part: usize) {
+    unsafe fn tile<V: Lanes, const R: usize, const P: usize, const H: usize, const BF16: bool>(
+        job: Job,
+        part: usize,
+    ) {
         unsafe {
             let step = if BF16 { 2 * PANEL } else { 4 * PANEL };
-            // Where the two vectors of outputs lie in a panel, and where their weights in a step.
-            let outs = if BF16 {
-                [part * V::LANES, 16 + part * V::LANES]
-            } else {
-                [2 * part * V::LANES, (2 * part + 1) * V::LANES]
-            };
-            let place = if BF16 { part * V::LANES * 4 } else { 2 * part * V::LANES * 4 };
-            let mut sums = [[[V::zero(); 2]; P]; R];
+            // Where the vectors of outputs lie in a panel, and where their weights in a step.
+            let outs: [usize; H] = std::array::from_fn(|h| {
+                if BF16 { (part * H / 2 + h / 2) * V::LANES + h % 2 * 16 } else { (part * H + h) * V::LANES }
+            });
+            let place = part * H * V::LANES * if BF16 { 2 } else { 4 };
+            let mut sums = [[[V::zero(); H]; P]; R];
             if job.again {
                 for r in 0..R {
                     for p in 0..P {
-                        for h in 0..2 {
+                        for h in 0..H {
                             sums[r][p][h] = V::load(job.y.add(r * job.stride + p * PANEL + outs[h]));
                         }
                     }
                 }
             }
             let mut x = job.x;
-            let mut ask = job.ask;
+            let mut ask = job.ask.wrapping_add(part * job.ask_part);
             let mut weights = job.weights.add(place);
             for _ in 0..job.len / BLOCK {
                 for k in 0..BLOCK {
-                    step_of::<V, R, P, BF16>(
+                    step_of::<V, R, P, H, BF16>(
                         &mut sums,
                         weights.add(k * step),
                         job.panel_bytes,
@@ -387,7 +405,7 @@ mod x86 {
                 ask = ask.wrapping_add(BLOCK * job.ask_step);
             }
             for k in 0..job.len % BLOCK {
-                step_of::<V, R, P, BF16>(
+                step_of::<V, R, P, H, BF16>(
                     &mut sums,
                     weights.add(k * step),
                     job.panel_bytes,
@@ -397,7 +415,7 @@ mod x86 {
             }
             for r in 0..R {
                 for p in 0..P {
-                    for h in 0..2 {
+                    for h in 0..H {
                         sums[r][p][h].store(job.y.add(r * job.stride + p * PANEL + outs[h]));
                     }
                 }
@@ -407,26 +425,39 @@ mod x86 {
 
     #[inline(always)]
     unsafe fn run<V: Lanes, const BF16: bool>(rows: usize, panels: usize, job: Job) {
+        // All outputs of a panel at once where there are registers for their sums: then it is read once, in order.
+        if V::LANES == 8 {
+            // SAFETY: by the caller's promise.
+            unsafe {
+                match (rows, panels) {
+                    (1, 2) => return tile::<V, 1, 2, 4, BF16>(job, 0),
+                    (1, 1) => return tile::<V, 1, 1, 4, BF16>(job, 0),
+                    (2, 1) => return tile::<V, 2, 1, 4, BF16>(job, 0),
+                    (3, 1) => return tile::<V, 3, 1, 4, BF16>(job, 0),
+                    _ => {}
+                }
+            }
+        }
         let parts = PANEL / 2 / V::LANES;
         unsafe {
             for part in 0..parts {
                 match (rows, panels) {
-                    (1, 4) => tile::<V, 1, 4, BF16>(job, part),
-                    (1, 2) => tile::<V, 1, 2, BF16>(job, part),
-                    (2, 2) => tile::<V, 2, 2, BF16>(job, part),
-                    (3, 2) => tile::<V, 3, 2, BF16>(job, part),
-                    (1, 1) => tile::<V, 1, 1, BF16>(job, part),
-                    (2, 1) => tile::<V, 2, 1, BF16>(job, part),
-                    (3, 1) => tile::<V, 3, 1, BF16>(job, part),
-                    (4, 1) => tile::<V, 4, 1, BF16>(job, part),
-                    (5, 1) => tile::<V, 5, 1, BF16>(job, part),
-                    (6, 1) => tile::<V, 6, 1, BF16>(job, part),
-                    (7, 1) => tile::<V, 7, 1, BF16>(job, part),
-                    (8, 1) => tile::<V, 8, 1, BF16>(job, part),
-                    (9, 1) => tile::<V, 9, 1, BF16>(job, part),
-                    (10, 1) => tile::<V, 10, 1, BF16>(job, part),
-                    (11, 1) => tile::<V, 11, 1, BF16>(job, part),
-                    (12, 1) => tile::<V, 12, 1, BF16>(job, part),
+                    (1, 4) => tile::<V, 1, 4, 2, BF16>(job, part),
+                    (1, 2) => tile::<V, 1, 2, 2, BF16>(job, part),
+                    (2, 2) => tile::<V, 2, 2, 2, BF16>(job, part),
+                    (3, 2) => tile::<V, 3, 2, 2, BF16>(job, part),
+                    (1, 1) => tile::<V, 1, 1, 2, BF16>(job, part),
+                    (2, 1) => tile::<V, 2, 1, 2, BF16>(job, part),
+                    (3, 1) => tile::<V, 3, 1, 2, BF16>(job, part),
+                    (4, 1) => tile::<V, 4, 1, 2, BF16>(job, part),
+                    (5, 1) => tile::<V, 5, 1, 2, BF16>(job, part),
+                    (6, 1) => tile::<V, 6, 1, 2, BF16>(job, part),
+                    (7, 1) => tile::<V, 7, 1, 2, BF16>(job, part),
+                    (8, 1) => tile::<V, 8, 1, 2, BF16>(job, part),
+                    (9, 1) => tile::<V, 9, 1, 2, BF16>(job, part),
+                    (10, 1) => tile::<V, 10, 1, 2, BF16>(job, part),
+                    (11, 1) => tile::<V, 11, 1, 2, BF16>(job, part),
+                    (12, 1) => tile::<V, 12, 1, 2, BF16>(job, part),
                     _ => unreachable!("{rows} rows, {panels} panels"),
                 }
             }

@@ -13,10 +13,13 @@ use crate::rows::{Group, Outputs, groups};
 use crate::{Kept, KernelError, Result};
 use half::bf16;
 
-/// Outputs of a panel of columns: 1 KB, long enough to be worth a jump, short enough for sums to stay in registers.
-const PANEL: usize = 256;
+/// Outputs of the largest panel of columns. A column is read in one go where it can be: what a processor reads ahead at
+/// the end of each piece is lost, and so is the time to find the next one.
+const PANEL: usize = 2048;
 /// Outputs of the smallest step.
 const STEP: usize = 16;
+/// Outputs of the least part of a panel that a thread takes.
+const PART: usize = 64;
 /// Weights below which a part is not worth a thread.
 const LEAST: usize = 1 << 15;
 
@@ -37,20 +40,46 @@ impl Active {
     /// # Errors
     /// A slice of another length, more inputs than fit into 32 bits.
     pub fn above(x: &[f32], rows: usize, ins: usize, threshold: f32) -> Result<Self> {
+        Self::above_where(x, rows, ins, threshold, |_| true)
+    }
+
+    /// As [`above`](Self::above), in the rows that are `gated`; of the others every input is active.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn above_where(
+        x: &[f32],
+        rows: usize,
+        ins: usize,
+        threshold: f32,
+        gated: impl Fn(usize) -> bool,
+    ) -> Result<Self> {
         area(1, ins)?;
         length("activations", x.len(), rows.saturating_mul(ins))?;
         if u32::try_from(ins).is_err() {
             return Err(KernelError::Shape { outs: 1, ins });
         }
-        let active = |value: f32| !(value.abs() <= threshold);
-        let indices: Vec<u32> =
-            (0..ins).filter(|&k| (0..rows).any(|row| active(x[row * ins + k]))).map(|k| k as u32).collect();
-        let value = |row: usize, k: u32| {
-            let value = x[row * ins + k as usize];
-            if active(value) { value } else { 0.0 }
-        };
-        let values = (0..rows).flat_map(|row| indices.iter().map(move |&k| (row, k)));
-        let values = values.map(|(row, k)| value(row, k)).collect();
+        let active = |value: f32, threshold: f32| !(value.abs() <= threshold);
+        let threshold_of = |row: usize| if gated(row) { threshold } else { -1.0 };
+        let mut needed = vec![false; ins];
+        for row in 0..rows {
+            let (x, least) = (&x[row * ins..][..ins], threshold_of(row));
+            needed.iter_mut().zip(x).for_each(|(needed, &value)| *needed |= active(value, least));
+        }
+        let mut indices = vec![0u32; ins];
+        let mut count = 0;
+        for (k, &needed) in needed.iter().enumerate() {
+            // Written always and counted where needed: no branch to guess wrong.
+            indices[count] = k as u32;
+            count += usize::from(needed);
+        }
+        indices.truncate(count);
+        let mut values = Vec::with_capacity(rows * count);
+        for row in 0..rows {
+            let (x, least) = (&x[row * ins..][..ins], threshold_of(row));
+            let value = |&k: &u32| x[k as usize];
+            values.extend(indices.iter().map(value).map(|v| if active(v, least) { v } else { 0.0 }));
+        }
         Ok(Self { indices, values, rows })
     }
 
@@ -72,8 +101,8 @@ fn ascending(what: &'static str, one: &'static str, indices: &[u32], len: usize)
 
 /// A matrix `[outs, ins]` by columns.
 ///
-/// Panels of 256 outputs; in each, one input after the other, and of each its weights to the panel's outputs. In int8 the
-/// outputs' scales follow the last panel, and a sum is scaled once it is whole.
+/// Panels of at most 2048 outputs; in each, one input after the other, and of each its weights to the panel's outputs. In
+/// int8 the outputs' scales follow the last panel, and a sum is scaled once it is whole.
 #[derive(Clone)]
 pub struct Columns<'a> {
     lines: Lines<'a>,
@@ -100,7 +129,7 @@ impl Columns<'static> {
         let (bytes, size): (&mut [u8], _) = (lines.get_mut(), kept.bytes());
         let scales = scales_at(outs, ins, kept);
         for (out, row) in weights.chunks_exact(ins).enumerate() {
-            let (start, width) = panel(outs, out / PANEL);
+            let Panel { start, width } = Panel::of(outs, out);
             let scale = row.iter().fold(0.0f32, |most, w| most.max(w.abs())) / 127.0;
             if kept == Kept::Int8 {
                 bytes[scales + 4 * out..][..4].copy_from_slice(&scale.to_le_bytes());
@@ -135,9 +164,20 @@ fn scales_at(outs: usize, ins: usize, kept: Kept) -> usize {
 }
 
 /// First output of a panel, and its width with padding.
-fn panel(outs: usize, panel: usize) -> (usize, usize) {
-    let start = panel * PANEL;
-    (start, PANEL.min(outs.next_multiple_of(STEP) - start))
+#[derive(Clone, Copy)]
+struct Panel {
+    start: usize,
+    width: usize,
+}
+
+impl Panel {
+    /// The one that an output is in. All but the last are equally wide, and whole parts.
+    fn of(outs: usize, out: usize) -> Self {
+        let all = outs.next_multiple_of(STEP);
+        let width = all.div_ceil(all.div_ceil(PANEL)).next_multiple_of(PART);
+        let start = out / width * width;
+        Self { start, width: width.min(all - start) }
+    }
 }
 
 impl<'a> Columns<'a> {
@@ -198,7 +238,7 @@ impl<'a> Columns<'a> {
     pub fn unpack(&self) -> Vec<f32> {
         let mut weights = Vec::with_capacity(self.outs * self.ins);
         for out in 0..self.outs {
-            let (start, width) = panel(self.outs, out / PANEL);
+            let Panel { start, width } = Panel::of(self.outs, out);
             let scale = self.scales().get(out).copied().unwrap_or(1.0);
             let one = |k: usize| self.weight(start * self.ins + k * width + out - start) * scale;
             weights.extend((0..self.ins).map(one));
@@ -225,53 +265,58 @@ impl<'a> Columns<'a> {
             return Ok(());
         }
         let groups = groups(active.rows, 8);
-        let outputs = Outputs::new(y, self.outs);
-        let panels = self.outs.div_ceil(PANEL);
-        let least = LEAST / (PANEL * active.indices.len().max(1)) + 1;
-        split(threads, panels, least, &|range| {
-            for at in range {
-                let (start, width) = panel(self.outs, at);
+        let (outputs, all) = (Outputs::new(y, self.outs), self.outs.next_multiple_of(STEP));
+        let least = LEAST / (PART * active.indices.len().max(1)) + 1;
+        split(threads, all.div_ceil(PART), least, &|range| {
+            let (mut first, end) = (range.start * PART, all.min(range.end * PART));
+            while first < end {
+                let panel = Panel::of(self.outs, first);
+                let count = (panel.start + panel.width).min(end) - first;
                 for group in &groups {
-                    // SAFETY: these columns belong to this panel, and the tile fills no others.
+                    // SAFETY: these columns belong to this part, and the tile fills no others.
                     unsafe {
-                        outputs.tile(*group, start, width, false, |y, stride| {
-                            self.panel(isa, start, width, active, *group, y, stride);
+                        outputs.tile(*group, first, count, false, |y, stride| {
+                            self.part(isa, panel, first, count, active, *group, y, stride);
                         });
                     }
                 }
+                first += count;
             }
         });
         Ok(())
     }
 
-    /// A panel and a group of rows.
+    /// `count` outputs of a panel from `first` on, of a group of rows.
     ///
     /// # Safety
-    /// `y` leads to as many rows as the group has, `stride` apart, of `width` numbers; `start` and `width` are those of a
-    /// panel, and indices were checked.
+    /// `y` leads to as many rows as the group has, `stride` apart, of `count` numbers; the outputs are in the panel, a
+    /// multiple of 16, and indices were checked.
     #[allow(clippy::too_many_arguments)]
-    unsafe fn panel(
+    unsafe fn part(
         &self,
         isa: Isa,
-        start: usize,
-        width: usize,
+        panel: Panel,
+        first: usize,
+        count: usize,
         active: &Active,
         group: Group,
         y: *mut f32,
         stride: usize,
     ) {
-        let count = active.indices.len();
-        let x = &active.values[group.start * count..(group.start + group.rows) * count];
+        let many = active.indices.len();
+        let x = &active.values[group.start * many..(group.start + group.rows) * many];
         let scales = self.scales();
+        // Its first weight, and from one input to the next.
+        let (start, step) = (panel.start * self.ins + first - panel.start, panel.width);
         match isa.0 {
             Level::Scalar => {
                 for row in 0..group.rows {
-                    for lane in 0..width {
+                    for lane in 0..count {
                         let mut sum = 0.0f32;
-                        for (&k, &x) in active.indices.iter().zip(&x[row * count..]) {
-                            sum = self.weight(start * self.ins + k as usize * width + lane).mul_add(x, sum);
+                        for (&k, &x) in active.indices.iter().zip(&x[row * many..]) {
+                            sum = self.weight(start + k as usize * step + lane).mul_add(x, sum);
                         }
-                        if let Some(scale) = scales.get(start + lane) {
+                        if let Some(scale) = scales.get(first + lane) {
                             sum *= scale;
                         }
                         // SAFETY: by the caller's promise.
@@ -281,12 +326,13 @@ impl<'a> Columns<'a> {
             }
             #[cfg(target_arch = "x86_64")]
             level => {
-                let bytes = self.lines.get::<u8>();
-                assert!((start + width) * self.ins * self.kept.bytes() <= bytes.len());
+                let (bytes, size) = (self.lines.get::<u8>(), self.kept.bytes());
+                assert!((start + (self.ins - 1) * step + count) * size <= bytes.len());
                 let job = x86::Job {
-                    weights: bytes[start * self.ins * self.kept.bytes()..].as_ptr(),
-                    scales: scales.as_ptr().wrapping_add(start),
-                    width,
+                    weights: bytes[start * size..].as_ptr(),
+                    step,
+                    scales: scales.as_ptr().wrapping_add(first),
+                    outs: count,
                     indices: &active.indices,
                     x: x.as_ptr(),
                     y,
@@ -460,299 +506,4 @@ unsafe fn dots(isa: Isa, weights: &[f32], x: &[f32], rows: usize, y: *mut f32, s
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-
-    use super::PANEL;
-    use crate::Kept;
-    use crate::simd::Lanes;
-
-    /// Active inputs ahead of the one being read whose columns are asked for.
-    const AHEAD: usize = 8;
-    /// Columns that are added together, so that sums in memory are read and written once for all.
-    const FUSED: usize = 4;
-
-    const F32: u8 = 0;
-    const BF16: u8 = 1;
-    const INT8: u8 = 2;
-
-    pub(super) struct Job<'a> {
-        pub weights: *const u8,
-        pub scales: *const f32,
-        pub width: usize,
-        pub indices: &'a [u32],
-        pub x: *const f32,
-        pub y: *mut f32,
-        pub stride: usize,
-    }
-
-    const fn size(kept: u8) -> usize {
-        match kept {
-            F32 => 4,
-            BF16 => 2,
-            _ => 1,
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn load<V: Lanes, const KEPT: u8>(from: *const u8) -> V {
-        unsafe {
-            match KEPT {
-                F32 => V::load(from.cast()),
-                BF16 => V::load_half(from.cast()),
-                _ => V::load_bytes(from.cast()),
-            }
-        }
-    }
-
-    impl Job<'_> {
-        /// The column of the `at`-th active input; of the last one beyond the end.
-        #[inline(always)]
-        unsafe fn column<const KEPT: u8>(&self, at: usize) -> *const u8 {
-            unsafe {
-                let k = *self.indices.get_unchecked(at.min(self.indices.len() - 1)) as usize;
-                self.weights.add(k * self.width * size(KEPT))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn put<V: Lanes, const KEPT: u8>(&self, row: usize, out: usize, sum: V) {
-            unsafe {
-                let sum = if KEPT == INT8 { sum.mul(V::load(self.scales.add(out))) } else { sum };
-                sum.store(self.y.add(row * self.stride + out));
-            }
-        }
-    }
-
-    /// `R` rows and `N` vectors of outputs from `first` on, sums in registers.
-    #[inline(always)]
-    unsafe fn tile<V: Lanes, const R: usize, const N: usize, const KEPT: u8>(job: &Job<'_>, first: usize) {
-        unsafe {
-            let count = job.indices.len();
-            let mut sums = [[V::zero(); N]; R];
-            for at in 0..count {
-                let ahead = job.column::<KEPT>(at + AHEAD).wrapping_add(first * size(KEPT));
-                for line in 0..(N * V::LANES * size(KEPT)).div_ceil(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
-                }
-                let from = job.column::<KEPT>(at).add(first * size(KEPT));
-                let mut weights = [V::zero(); N];
-                for n in 0..N {
-                    weights[n] = load::<V, KEPT>(from.add(n * V::LANES * size(KEPT)));
-                }
-                for r in 0..R {
-                    let x = V::splat(*job.x.add(r * count + at));
-                    for n in 0..N {
-                        sums[r][n] = weights[n].fma(x, sums[r][n]);
-                    }
-                }
-            }
-            for r in 0..R {
-                for n in 0..N {
-                    job.put::<V, KEPT>(r, first + n * V::LANES, sums[r][n]);
-                }
-            }
-        }
-    }
-
-    /// The whole width in steps of `N` vectors, then of two and one.
-    #[inline(always)]
-    unsafe fn steps<V: Lanes, const R: usize, const N: usize, const KEPT: u8>(job: &Job<'_>) {
-        unsafe {
-            let mut first = 0;
-            while first + N * V::LANES <= job.width {
-                tile::<V, R, N, KEPT>(job, first);
-                first += N * V::LANES;
-            }
-            while first + 2 * V::LANES <= job.width {
-                tile::<V, R, 2, KEPT>(job, first);
-                first += 2 * V::LANES;
-            }
-            while first < job.width {
-                tile::<V, R, 1, KEPT>(job, first);
-                first += V::LANES;
-            }
-        }
-    }
-
-    /// `R` rows and the whole width, sums in memory: a column is read from end to end, four at a time. The order of
-    /// additions is that of [`tile`].
-    #[inline(always)]
-    unsafe fn fused<V: Lanes, const R: usize, const KEPT: u8>(job: &Job<'_>) {
-        unsafe {
-            let (count, mut sums) = (job.indices.len(), [[0.0f32; PANEL]; R]);
-            let mut at = 0;
-            while at < count {
-                let taken = FUSED.min(count - at);
-                let (mut from, mut ahead) = ([job.weights; FUSED], [job.weights; FUSED]);
-                let mut x = [[V::zero(); FUSED]; R];
-                for c in 0..taken {
-                    from[c] = job.column::<KEPT>(at + c);
-                    ahead[c] = job.column::<KEPT>(at + c + AHEAD);
-                    for r in 0..R {
-                        x[r][c] = V::splat(*job.x.add(r * count + at + c));
-                    }
-                }
-                // Columns are whole lines but in the narrowest panels.
-                for line in 0..(job.width * size(KEPT)).div_ceil(64) {
-                    for c in 0..taken {
-                        _mm_prefetch::<_MM_HINT_T0>(ahead[c].wrapping_add(64 * line).cast());
-                    }
-                    let outs = 64 / size(KEPT);
-                    let mut out = line * outs;
-                    while out < ((line + 1) * outs).min(job.width) {
-                        let mut sum = [V::zero(); R];
-                        for r in 0..R {
-                            sum[r] = V::load(sums[r].as_ptr().add(out));
-                        }
-                        if taken == FUSED {
-                            for c in 0..FUSED {
-                                let w = load::<V, KEPT>(from[c].add(out * size(KEPT)));
-                                for r in 0..R {
-                                    sum[r] = w.fma(x[r][c], sum[r]);
-                                }
-                            }
-                        } else {
-                            for c in 0..taken {
-                                let w = load::<V, KEPT>(from[c].add(out * size(KEPT)));
-                                for r in 0..R {
-                                    sum[r] = w.fma(x[r][c], sum[r]);
-                                }
-                            }
-                        }
-                        for r in 0..R {
-                            sum[r].store(sums[r].as_mut_ptr().add(out));
-                        }
-                        out += V::LANES;
-                    }
-                }
-                at += taken;
-            }
-            for r in 0..R {
-                for out in (0..job.width).step_by(V::LANES) {
-                    job.put::<V, KEPT>(r, out, V::load(sums[r].as_ptr().add(out)));
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn rows_512<const KEPT: u8>(rows: usize, job: &Job<'_>) {
-        unsafe {
-            match rows {
-                1 => steps::<__m512, 1, 16, KEPT>(job),
-                2 => steps::<__m512, 2, 8, KEPT>(job),
-                3 => steps::<__m512, 3, 4, KEPT>(job),
-                4 => steps::<__m512, 4, 4, KEPT>(job),
-                5 => steps::<__m512, 5, 4, KEPT>(job),
-                6 => steps::<__m512, 6, 4, KEPT>(job),
-                7 => steps::<__m512, 7, 2, KEPT>(job),
-                _ => steps::<__m512, 8, 2, KEPT>(job),
-            }
-        }
-    }
-
-    /// # Safety
-    /// AVX-512; the job's pointers lead to what it describes.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub(super) unsafe fn columns_512(rows: usize, kept: Kept, job: &Job<'_>) {
-        unsafe {
-            match kept {
-                Kept::F32 => rows_512::<F32>(rows, job),
-                Kept::Bf16 => rows_512::<BF16>(rows, job),
-                Kept::Int8 => rows_512::<INT8>(rows, job),
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn rows_256<const KEPT: u8>(rows: usize, job: &Job<'_>) {
-        unsafe {
-            match rows {
-                1 => fused::<__m256, 1, KEPT>(job),
-                2 => fused::<__m256, 2, KEPT>(job),
-                3 => steps::<__m256, 3, 2, KEPT>(job),
-                4 => steps::<__m256, 4, 2, KEPT>(job),
-                5 => steps::<__m256, 5, 2, KEPT>(job),
-                6 => steps::<__m256, 6, 1, KEPT>(job),
-                7 => steps::<__m256, 7, 1, KEPT>(job),
-                _ => steps::<__m256, 8, 1, KEPT>(job),
-            }
-        }
-    }
-
-    /// # Safety
-    /// AVX2 and FMA; the job's pointers lead to what it describes.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn columns_256(rows: usize, kept: Kept, job: &Job<'_>) {
-        unsafe {
-            match kept {
-                Kept::F32 => rows_256::<F32>(rows, job),
-                Kept::Bf16 => rows_256::<BF16>(rows, job),
-                Kept::Int8 => rows_256::<INT8>(rows, job),
-            }
-        }
-    }
-
-    /// 32 sums in `N` vectors; halves are added to halves.
-    #[inline(always)]
-    unsafe fn dot<V: Lanes, const N: usize>(w: *const f32, x: *const f32, len: usize) -> f32 {
-        unsafe {
-            let mut sums = [V::zero(); N];
-            for k in (0..len).step_by(N * V::LANES) {
-                for n in 0..N {
-                    let at = k + n * V::LANES;
-                    sums[n] = V::load(w.add(at)).fma(V::load(x.add(at)), sums[n]);
-                }
-            }
-            let mut all = [0.0f32; 32];
-            for n in 0..N {
-                sums[n].store(all.as_mut_ptr().add(n * V::LANES));
-            }
-            let mut half = 16;
-            while half > 0 {
-                for lane in 0..half {
-                    all[lane] += all[lane + half];
-                }
-                half /= 2;
-            }
-            all[0]
-        }
-    }
-
-    /// # Safety
-    /// AVX-512; `len` weights, a multiple of 32, and `rows` times as many activations; `y` as `dots` says.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub(super) unsafe fn dots_512(
-        w: *const f32,
-        x: *const f32,
-        len: usize,
-        rows: usize,
-        y: *mut f32,
-        stride: usize,
-    ) {
-        unsafe {
-            for row in 0..rows {
-                *y.add(row * stride) = dot::<__m512, 2>(w, x.add(row * len), len);
-            }
-        }
-    }
-
-    /// # Safety
-    /// AVX2 and FMA; as `dots_512`.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn dots_256(
-        w: *const f32,
-        x: *const f32,
-        len: usize,
-        rows: usize,
-        y: *mut f32,
-        stride: usize,
-    ) {
-        unsafe {
-            for row in 0..rows {
-                *y.add(row * stride) = dot::<__m256, 4>(w, x.add(row * len), len);
-            }
-        }
-    }
-}
+mod x86;

@@ -139,3 +139,32 @@ impl Lanes for __m256 {
         }
     }
 }
+
+/// Types of weights, as parameters of kernels.
+pub(crate) const F32: u8 = 0;
+pub(crate) const BF16: u8 = 1;
+pub(crate) const INT8: u8 = 2;
+
+/// Bytes of one.
+pub(crate) const fn size(kept: u8) -> usize {
+    match kept {
+        F32 => 4,
+        BF16 => 2,
+        _ => 1,
+    }
+}
+
+/// Weights of a type, as many as there are lanes.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+pub(crate) unsafe fn load<V: Lanes, const KEPT: u8>(from: *const u8) -> V {
+    unsafe {
+        match KEPT {
+            F32 => V::load(from.cast()),
+            BF16 => V::load_half(from.cast()),
+            _ => V::load_bytes(from.cast()),
+        }
+    }
+}

@@ -2,10 +2,11 @@
 //!
 //! Sliced layout: slices of 16 outputs; a window of consecutive inputs (as many whole groups as fit into 16; one group
 //! if it is wider) is spread into slots, and slot `s`, lane `l` holds the `s`-th kept weight of output `l` in the
-//! window, with its place in the window as 4 bits (5 in wider groups). A slot costs one load, one permutation of the
-//! window's inputs, one shift and one multiply-add, and no sum runs across lanes. Groups with fewer than N non-zeros
-//! are filled with zeros. Windows of 1, 2, 4 or 8 slots share words of places, 8 a word, so that an f32 weight costs
-//! 4.5 bytes: 2.25 bytes a dense weight for 2:4, 1.125 for 1:4.
+//! window, with its place. Where groups divide 4 a slot belongs to a quarter of the window, and 2 bits say where in the
+//! quarter; otherwise 4 bits say where in the window, 5 in windows of more than 16. A slot costs one load, one
+//! permutation of inputs, one shift and one multiply-add, and no sum runs across lanes. Groups with fewer than N
+//! non-zeros are filled with zeros. Windows of few slots share words of places, 16 or 8 a word, so that an f32 weight
+//! costs 4.25 or 4.5 bytes: 2.125 bytes a dense weight for 2:4, 1.0625 for 1:4, 1.125 for 2:8.
 
 use half::bf16;
 
@@ -110,8 +111,12 @@ impl Layout {
         let Pattern { keep, group } = pattern;
         let groups = (16 / group).max(1);
         let (window, slots) = (groups * group, groups * keep);
-        let (bits, a_word) = if window > 16 { (5, 6) } else { (4, 8) };
-        let together = if bits == 4 && matches!(slots, 1 | 2 | 4) { 8 / slots } else { 1 };
+        let (bits, a_word) = match group {
+            1 | 2 | 4 => (2, 16),
+            _ if window > 16 => (5, 6),
+            _ => (4, 8),
+        };
+        let together = if slots < a_word && slots.is_power_of_two() && bits < 5 { a_word / slots } else { 1 };
         let words = (together * slots).div_ceil(a_word);
         let record = words * LINE + (together * slots * SLICE * kept.bytes()).next_multiple_of(LINE);
         let records = ins.div_ceil(window * together);
@@ -136,12 +141,20 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Of a kept weight: its record, its slot there, and the first input of its window.
+    /// Of a kept weight: its record, its slot there, and the input that its place counts from.
     fn place(&self, k: usize, nth: usize) -> (usize, usize, usize) {
         let window = k / self.window;
         let group = k % self.window / self.pattern.group;
         let slot = window % self.together * self.slots + group * self.pattern.keep + nth;
-        (window / self.together, slot, window * self.window)
+        let record = window / self.together;
+        (record, slot, self.first(record, slot))
+    }
+
+    /// The input that places of a slot count from: the first of its window, or of its quarter.
+    fn first(&self, record: usize, slot: usize) -> usize {
+        let window = record * self.together + slot / self.slots;
+        let quarter = if self.bits == 2 { slot % self.slots * 4 / self.slots } else { 0 };
+        window * self.window + 4 * quarter
     }
 }
 
@@ -165,13 +178,17 @@ impl Sparse<'static> {
                 let at = layout.scales + 4 * out;
                 bytes[at..at + 4].copy_from_slice(&scale.to_le_bytes());
             }
-            for (at, values) in row.chunks_exact(group).enumerate() {
+            for at in 0..layout.records * layout.together * layout.window / group {
+                // Beyond the inputs windows are filled up with empty groups.
+                let values = row.get(at * group..(at + 1) * group).unwrap_or_default();
                 let got = values.iter().filter(|&&w| w != 0.0).count();
                 if got > pattern.keep {
                     return Err(KernelError::Group { out, group: at, got, keep: pattern.keep });
                 }
-                let present = values.iter().enumerate().filter(|&(_, &w)| w != 0.0);
-                for (nth, (offset, &w)) in present.enumerate() {
+                let mut present = values.iter().enumerate().filter(|&(_, &w)| w != 0.0);
+                for nth in 0..pattern.keep {
+                    // What fills a group up is a zero at its first input.
+                    let (offset, &w) = present.next().unwrap_or((0, &0.0));
                     let (record, slot, first) = layout.place(at * group, nth);
                     let place = (at * group + offset - first) as u32;
                     let base = (slice * layout.records + record) * layout.record;
@@ -275,8 +292,7 @@ impl<'a> Sparse<'a> {
                     Kept::Bf16 => bf16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32(),
                     Kept::Int8 => f32::from(bytes[at] as i8),
                 };
-                let window = record * layout.together + slot / layout.slots;
-                visit(window * layout.window + place as usize, value);
+                visit(layout.first(record, slot) + place as usize, value);
             }
         }
     }
@@ -313,302 +329,4 @@ impl Product for Sparse<'_> {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-
-    use super::*;
-    use crate::parallel::split;
-    use crate::rows::{Outputs, groups, padded};
-
-    const MOST_512: usize = 8;
-    const MOST_256: usize = 4;
-    const AHEAD: usize = 2048;
-
-    pub(super) fn multiply(
-        w: &Sparse<'_>,
-        level: Level,
-        x: &[f32],
-        rows: usize,
-        y: &mut [f32],
-        threads: &dyn Parallel,
-    ) {
-        let layout = &w.layout;
-        let groups = groups(rows, if level == Level::Avx512 { MOST_512 } else { MOST_256 });
-        // A window is read as 16 or 32 inputs, whatever its width.
-        let width = (layout.records * layout.together * layout.window + 32).next_multiple_of(16);
-        let outputs = Outputs::new(y, layout.outs);
-        let bytes = w.lines.get::<u8>();
-        assert!(bytes.len() == layout.total);
-        let slices = layout.outs.div_ceil(SLICE);
-        padded(x, layout.ins, width, |x| {
-            split(threads, slices, LEAST / (SLICE * layout.ins) + 1, &|range| {
-                let mut slice = range.start;
-                while slice < range.end {
-                    // Few rows make few independent sums.
-                    let wide = match groups.as_slice() {
-                        [group] if level == Level::Avx512 && group.rows == 1 => 4,
-                        [group] if level == Level::Avx512 && group.rows == 2 => 2,
-                        _ => 1,
-                    };
-                    let wide = if range.end - slice >= wide { wide } else { 1 };
-                    for (index, group) in groups.iter().enumerate() {
-                        let x = &x[group.start * width..(group.start + group.rows) * width];
-                        // SAFETY: these columns belong to this part; the tile reads `records` records of `wide`
-                        // slices, which the layout holds, and of each row at most 32 inputs from the start of a
-                        // window, for which `width` leaves room.
-                        unsafe {
-                            outputs.tile(*group, slice * SLICE, wide * SLICE, false, |y, stride| {
-                                let job = Job {
-                                    start: bytes.as_ptr().add(slice * layout.records * layout.record),
-                                    scales: bytes.as_ptr().wrapping_add(layout.scales + slice * LINE).cast(),
-                                    layout,
-                                    x: x.as_ptr(),
-                                    width,
-                                    y,
-                                    stride,
-                                    ahead: if index == 0 { AHEAD } else { 0 },
-                                };
-                                match level {
-                                    Level::Avx512 => run_512(group.rows, wide, &job),
-                                    _ => run_256(group.rows, &job),
-                                }
-                            });
-                        }
-                    }
-                    slice += wide;
-                }
-            });
-        });
-    }
-
-    struct Job<'a> {
-        start: *const u8,
-        scales: *const f32,
-        layout: &'a Layout,
-        x: *const f32,
-        width: usize,
-        y: *mut f32,
-        stride: usize,
-        ahead: usize,
-    }
-
-    const F32: u8 = 0;
-    const BF16: u8 = 1;
-    const INT8: u8 = 2;
-
-    #[inline(always)]
-    unsafe fn value_512<const KEPT: u8>(from: *const u8, slot: usize) -> __m512 {
-        unsafe {
-            match KEPT {
-                F32 => _mm512_loadu_ps(from.add(slot * 64).cast()),
-                BF16 => {
-                    let half = _mm256_loadu_si256(from.add(slot * 32).cast());
-                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
-                }
-                _ => _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.add(slot * 16).cast()))),
-            }
-        }
-    }
-
-    /// `SLOTS` slots a window and windows of at most 16 inputs, 8 slots a record; or, with `SLOTS` 0, any layout.
-    #[inline(always)]
-    unsafe fn tile_512<const R: usize, const P: usize, const KEPT: u8, const SLOTS: usize>(job: &Job<'_>) {
-        unsafe {
-            let layout = job.layout;
-            let slice_bytes = layout.records * layout.record;
-            let mut sums = [[_mm512_setzero_ps(); P]; R];
-            let (slots, together) =
-                if SLOTS > 0 { (SLOTS, 8 / SLOTS) } else { (layout.slots, layout.together) };
-            for record in 0..layout.records {
-                let from = job.start.add(record * layout.record);
-                for p in 0..P {
-                    for line in 0..layout.record / LINE {
-                        _mm_prefetch::<_MM_HINT_T0>(
-                            from.wrapping_add(p * slice_bytes + job.ahead + line * LINE).cast(),
-                        );
-                    }
-                }
-                let mut places = [_mm512_setzero_si512(); P];
-                for t in 0..together {
-                    let base = job.x.add((record * together + t) * layout.window);
-                    let mut low = [_mm512_setzero_ps(); R];
-                    for r in 0..R {
-                        low[r] = _mm512_loadu_ps(base.add(r * job.width));
-                    }
-                    for s in 0..slots {
-                        let slot = t * slots + s;
-                        for p in 0..P {
-                            let from = from.add(p * slice_bytes);
-                            let a_word = if SLOTS > 0 { 8 } else { layout.a_word };
-                            if slot % a_word == 0 {
-                                places[p] = _mm512_loadu_si512(from.add(slot / a_word * LINE).cast());
-                            }
-                            let words = if SLOTS > 0 { 1 } else { layout.words };
-                            let value = value_512::<KEPT>(from.add(words * LINE), slot);
-                            if SLOTS == 0 && layout.bits == 5 {
-                                for r in 0..R {
-                                    let high = _mm512_loadu_ps(base.add(r * job.width + 16));
-                                    let x = _mm512_permutex2var_ps(low[r], places[p], high);
-                                    sums[r][p] = _mm512_fmadd_ps(value, x, sums[r][p]);
-                                }
-                                places[p] = _mm512_srli_epi32::<5>(places[p]);
-                            } else {
-                                for r in 0..R {
-                                    let x = _mm512_permutexvar_ps(places[p], low[r]);
-                                    sums[r][p] = _mm512_fmadd_ps(value, x, sums[r][p]);
-                                }
-                                places[p] = _mm512_srli_epi32::<4>(places[p]);
-                            }
-                        }
-                    }
-                }
-            }
-            for r in 0..R {
-                for p in 0..P {
-                    let mut sum = sums[r][p];
-                    if KEPT == INT8 {
-                        sum = _mm512_mul_ps(sum, _mm512_loadu_ps(job.scales.add(p * SLICE)));
-                    }
-                    _mm512_storeu_ps(job.y.add(r * job.stride + p * SLICE), sum);
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn value_256<const KEPT: u8>(from: *const u8, slot: usize, part: usize) -> __m256 {
-        unsafe {
-            match KEPT {
-                F32 => _mm256_loadu_ps(from.add(slot * 64 + part * 32).cast()),
-                BF16 => {
-                    let half = _mm_loadu_si128(from.add(slot * 32 + part * 16).cast());
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)))
-                }
-                _ => {
-                    let bytes = _mm_loadl_epi64(from.add(slot * 16 + part * 8).cast());
-                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn tile_256<const R: usize, const KEPT: u8>(job: &Job<'_>, part: usize) {
-        unsafe {
-            let layout = job.layout;
-            let mask = _mm256_set1_epi32((1 << layout.bits) - 1);
-            let shift = _mm_cvtsi32_si128(layout.bits as i32);
-            let mut sums = [_mm256_setzero_ps(); R];
-            for record in 0..layout.records {
-                let from = job.start.add(record * layout.record);
-                let mut places = _mm256_setzero_si256();
-                for t in 0..layout.together {
-                    let base = job.x.add((record * layout.together + t) * layout.window);
-                    for s in 0..layout.slots {
-                        let slot = t * layout.slots + s;
-                        if slot % layout.a_word == 0 {
-                            places =
-                                _mm256_loadu_si256(from.add(slot / layout.a_word * LINE + part * 32).cast());
-                        }
-                        let value = value_256::<KEPT>(from.add(layout.words * LINE), slot, part);
-                        if layout.bits == 5 {
-                            let place = _mm256_and_si256(places, mask);
-                            for r in 0..R {
-                                let x = _mm256_i32gather_ps::<4>(base.add(r * job.width), place);
-                                sums[r] = _mm256_fmadd_ps(value, x, sums[r]);
-                            }
-                        } else {
-                            // The permutation reads three bits; the fourth, moved to the sign, chooses the half.
-                            let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(places));
-                            for r in 0..R {
-                                let x = base.add(r * job.width);
-                                let low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(x), places);
-                                let high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(x.add(8)), places);
-                                sums[r] = _mm256_fmadd_ps(value, _mm256_blendv_ps(low, high, upper), sums[r]);
-                            }
-                        }
-                        places = _mm256_srl_epi32(places, shift);
-                    }
-                }
-            }
-            for r in 0..R {
-                let mut sum = sums[r];
-                if KEPT == INT8 {
-                    sum = _mm256_mul_ps(sum, _mm256_loadu_ps(job.scales.add(8 * part)));
-                }
-                _mm256_storeu_ps(job.y.add(r * job.stride + 8 * part), sum);
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn rows_512<const KEPT: u8, const SLOTS: usize>(rows: usize, wide: usize, job: &Job<'_>) {
-        unsafe {
-            match (rows, wide) {
-                (1, 4) => tile_512::<1, 4, KEPT, SLOTS>(job),
-                (2, 2) => tile_512::<2, 2, KEPT, SLOTS>(job),
-                (1, _) => tile_512::<1, 1, KEPT, SLOTS>(job),
-                (2, _) => tile_512::<2, 1, KEPT, SLOTS>(job),
-                (3, _) => tile_512::<3, 1, KEPT, SLOTS>(job),
-                (4, _) => tile_512::<4, 1, KEPT, SLOTS>(job),
-                (5, _) => tile_512::<5, 1, KEPT, SLOTS>(job),
-                (6, _) => tile_512::<6, 1, KEPT, SLOTS>(job),
-                (7, _) => tile_512::<7, 1, KEPT, SLOTS>(job),
-                _ => tile_512::<8, 1, KEPT, SLOTS>(job),
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn slots_512<const KEPT: u8>(rows: usize, wide: usize, job: &Job<'_>) {
-        unsafe {
-            match job.layout.slots {
-                8 if job.layout.bits == 4 => rows_512::<KEPT, 8>(rows, wide, job),
-                4 if job.layout.bits == 4 => rows_512::<KEPT, 4>(rows, wide, job),
-                2 if job.layout.bits == 4 => rows_512::<KEPT, 2>(rows, wide, job),
-                1 if job.layout.bits == 4 => rows_512::<KEPT, 1>(rows, wide, job),
-                _ => rows_512::<KEPT, 0>(rows, wide, job),
-            }
-        }
-    }
-
-    /// # Safety
-    /// AVX-512; the job's pointers lead to what it describes.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn run_512(rows: usize, wide: usize, job: &Job<'_>) {
-        unsafe {
-            match job.layout.kept {
-                Kept::F32 => slots_512::<F32>(rows, wide, job),
-                Kept::Bf16 => slots_512::<BF16>(rows, wide, job),
-                Kept::Int8 => slots_512::<INT8>(rows, wide, job),
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn rows_256<const KEPT: u8>(rows: usize, job: &Job<'_>) {
-        unsafe {
-            for part in 0..2 {
-                match rows {
-                    1 => tile_256::<1, KEPT>(job, part),
-                    2 => tile_256::<2, KEPT>(job, part),
-                    3 => tile_256::<3, KEPT>(job, part),
-                    _ => tile_256::<4, KEPT>(job, part),
-                }
-            }
-        }
-    }
-
-    /// # Safety
-    /// AVX2 and FMA; the job's pointers lead to what it describes.
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn run_256(rows: usize, job: &Job<'_>) {
-        unsafe {
-            match job.layout.kept {
-                Kept::F32 => rows_256::<F32>(rows, job),
-                Kept::Bf16 => rows_256::<BF16>(rows, job),
-                Kept::Int8 => rows_256::<INT8>(rows, job),
-            }
-        }
-    }
-}
+mod x86;

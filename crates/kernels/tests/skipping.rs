@@ -73,10 +73,11 @@ fn the_example_by_hand() {
 
 #[test]
 fn sizes_are_those_of_the_formula() {
-    // 442,368 values and 55,296 words: 0.5625 of the dense matrix.
-    assert_eq!(Sparse::packed_bytes(1536, 576, TWO_OF_FOUR, Kept::F32), 1_990_656);
-    assert_eq!(Sparse::packed_bytes(1536, 576, Pattern { keep: 1, group: 4 }, Kept::F32) * 2, 1_990_656);
-    assert_eq!(Sparse::packed_bytes(1536, 576, Pattern { keep: 2, group: 8 }, Kept::F32) * 2, 1_990_656);
+    // 442,368 values and 27,648 words, 16 places each: 0.53125 of the dense matrix.
+    assert_eq!(Sparse::packed_bytes(1536, 576, TWO_OF_FOUR, Kept::F32), 1_880_064);
+    assert_eq!(Sparse::packed_bytes(1536, 576, Pattern { keep: 1, group: 4 }, Kept::F32) * 2, 1_880_064);
+    // 221,184 values and 27,648 words, 8 places each.
+    assert_eq!(Sparse::packed_bytes(1536, 576, Pattern { keep: 2, group: 8 }, Kept::F32), 995_328);
     // A quarter of the 4 x 64 slots of 1:8, in records of 64 inputs.
     assert_eq!(Sparse::packed_bytes(16, 64, Pattern { keep: 1, group: 8 }, Kept::F32), 64 + 8 * 64);
     assert_eq!(Sparse::packed_bytes(16, 64, Pattern { keep: 5, group: 4 }, Kept::F32), 0);

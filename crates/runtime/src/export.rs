@@ -19,7 +19,7 @@ use crate::products::Products;
 use crate::{Device, Result, RuntimeError};
 
 /// Raised whenever what is written changes.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// A change of a network's layers on their way out, such as a plan of sparsity.
 #[derive(Clone)]

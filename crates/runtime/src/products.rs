@@ -95,7 +95,7 @@ const KINDS: [Kind; 6] = [
     Kind::Columns(Kept::F32),
 ];
 
-fn kept(kept: graph::Kept) -> Kept {
+pub(crate) fn kept(kept: graph::Kept) -> Kept {
     match kept {
         graph::Kept::F32 => Kept::F32,
         graph::Kept::Bf16 => Kept::Bf16,
@@ -104,7 +104,7 @@ fn kept(kept: graph::Kept) -> Kept {
 }
 
 /// A type as an attribute says it: in bits.
-fn bits(kept: Kept) -> i64 {
+pub(crate) fn bits(kept: Kept) -> i64 {
     match kept {
         Kept::F32 => 32,
         Kept::Bf16 => 16,
@@ -353,18 +353,12 @@ impl Operator for Linear {
     }
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Self::Kernel<'attr>> {
-        let kept = || match size(context, "bits")? {
-            32 => Ok(Kept::F32),
-            16 => Ok(Kept::Bf16),
-            8 => Ok(Kept::Int8),
-            other => Err(ort::Error::new(format!("pilotfish: weights of {other} bits"))),
-        };
         let kind = match self.kind {
             Kind::Sparse(..) => Kind::Sparse(
                 Pattern { keep: size(context, "keep")?, group: size(context, "group")? },
-                kept()?,
+                kept_of(context)?,
             ),
-            Kind::Columns(_) => Kind::Columns(kept()?),
+            Kind::Columns(_) => Kind::Columns(kept_of(context)?),
             kind => kind,
         };
         let (shape, width) = ([size(context, "outs")?, size(context, "ins")?], self.threads);
@@ -408,6 +402,16 @@ pub(crate) fn operand<'a>(
 pub(crate) fn size(context: &KernelContext<'_>, name: &str) -> ort::Result<usize> {
     let size = context.get::<i64>(name).and_then(|size| usize::try_from(size).ok());
     size.ok_or_else(|| ort::Error::new(format!("pilotfish: no attribute {name}")))
+}
+
+/// The type that an attribute says.
+pub(crate) fn kept_of(context: &KernelContext<'_>) -> ort::Result<Kept> {
+    match size(context, "bits")? {
+        32 => Ok(Kept::F32),
+        16 => Ok(Kept::Bf16),
+        8 => Ok(Kept::Int8),
+        other => Err(ort::Error::new(format!("pilotfish: weights of {other} bits"))),
+    }
 }
 
 /// The shape of a product of `x` with a matrix `[outs, ins]`.

@@ -1,6 +1,6 @@
 //! Tokens a second of training a transformer with a million parameters from scratch: forward, backward, clipping and
-//! AdamW in f32. `cargo xtask bench training [steps]`; `RAYON_NUM_THREADS` says how many threads. The same network in
-//! PyTorch is `training_torch.py` beside this file.
+//! AdamW in f32. `cargo xtask bench training [steps]`; `RAYON_NUM_THREADS` says how many threads, each of which has a part of
+//! the batch. The same network in PyTorch is `training_torch.py` beside this file.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::ops::ControlFlow;
@@ -22,7 +22,9 @@ fn main() {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let texts = (0..256).map(|_| (0..LENGTH).map(|_| rng.random_range(0..VOCAB as u32)).collect()).collect();
     let warm = 3;
-    let settings = TrainerConfig { steps: steps + warm, batch: BATCH, ..TrainerConfig::default() };
+    // A part of the batch for each thread.
+    let part = Some(BATCH.div_ceil(rayon::current_num_threads()));
+    let settings = TrainerConfig { steps: steps + warm, batch: BATCH, part, ..TrainerConfig::default() };
     let graph = network.whole("B".into(), "T".into()).unwrap();
     let mut trainer = Trainer::new(&graph, settings, Precision::F32).unwrap();
     let mut seconds = Vec::new();

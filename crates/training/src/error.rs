@@ -43,6 +43,9 @@ pub enum TrainingError {
         /// Dimension.
         dim: String,
     },
+    /// Threads that cannot be started.
+    #[error("threads cannot be started: {0}")]
+    Threads(String),
     /// Numbers that an operation cannot take, such as an index beyond the end.
     #[error("{op}: {why}")]
     Operand {

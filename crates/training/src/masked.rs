@@ -65,7 +65,7 @@ pub struct MaskedTask<F> {
     pub shift: bool,
 }
 
-impl<F: Fn(usize) -> (Vec<u32>, Range<usize>)> Task for MaskedTask<F> {
+impl<F: Fn(usize) -> (Vec<u32>, Range<usize>) + Sync> Task for MaskedTask<F> {
     fn items(&self) -> usize {
         self.items
     }

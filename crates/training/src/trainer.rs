@@ -89,7 +89,8 @@ pub struct TrainerConfig {
     pub steps: u64,
     /// Items a step.
     pub batch: usize,
-    /// Items a forward pass; the gradients of a batch's parts are added up. `None`: the whole batch.
+    /// Items a forward pass; the gradients of a batch's parts are added up. `None`: the whole batch. Parts run side by side
+    /// on the threads of the current rayon pool, and the sum is the same however many these are.
     pub part: Option<usize>,
     /// Largest global norm of the gradients; `None` for no limit.
     pub clip: Option<f64>,
@@ -182,7 +183,7 @@ pub struct BatchLoss {
 }
 
 /// What is to be learned.
-pub trait Task {
+pub trait Task: Sync {
     /// Number of items.
     fn items(&self) -> usize;
 
@@ -191,6 +192,14 @@ pub trait Task {
     /// # Errors
     /// Whatever the network or the loss refuses.
     fn loss(&self, net: &Interpreter, items: &[usize], at: &At) -> Result<BatchLoss>;
+}
+
+/// What came of a part of a batch.
+struct Part {
+    loss: f64,
+    weight: f64,
+    tokens: usize,
+    gradients: Gradients,
 }
 
 /// What a step did.
@@ -258,6 +267,8 @@ pub struct Trainer {
     config: TrainerConfig,
     optimizer: Optimizer,
     fingerprint: Option<String>,
+    /// A thread for each part of a batch that runs beside others.
+    pools: Vec<rayon::ThreadPool>,
 }
 
 impl Trainer {
@@ -271,7 +282,7 @@ impl Trainer {
         let mut net = Interpreter::new(graph, precision)?;
         net.train(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
         let optimizer = Optimizer::new(config.optimizer)?;
-        Ok(Self { graph: graph.clone(), net, config, optimizer, fingerprint: None })
+        Ok(Self { graph: graph.clone(), net, config, optimizer, fingerprint: None, pools: Vec::new() })
     }
 
     /// The network as it is now.
@@ -294,6 +305,43 @@ impl Trainer {
         self.net.variables().values().map(|var| var.elem_count()).sum()
     }
 
+    /// Some parts of a batch, each on a thread of its own. Products of matrices inside a part find a pool of one thread:
+    /// threads that share a product of this size wait for each other longer than they work.
+    fn side_by_side(&mut self, task: &impl Task, parts: &[&[usize]], at: &At) -> Result<Vec<Result<Part>>> {
+        if let [part] = parts {
+            return Ok(vec![self.part(task, part, at)]);
+        }
+        while self.pools.len() < parts.len() {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+            let why = |error: rayon::ThreadPoolBuildError| TrainingError::Threads(error.to_string());
+            self.pools.push(pool.map_err(why)?);
+        }
+        let this = &*self;
+        let mut done = Vec::new();
+        done.resize_with(parts.len(), || None);
+        std::thread::scope(|scope| {
+            for ((pool, part), done) in this.pools.iter().zip(parts).zip(&mut done) {
+                scope.spawn(move || *done = Some(pool.install(|| this.part(task, part, at))));
+            }
+        });
+        Ok(done.into_iter().flatten().collect())
+    }
+
+    /// Loss and gradients of a part of a batch.
+    fn part(&self, task: &impl Task, items: &[usize], at: &At) -> Result<Part> {
+        let of_part = task.loss(&self.net, items, at)?;
+        let loss = of_part.loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        if !loss.is_finite() {
+            return Err(TrainingError::NotFinite { step: at.step, what: "loss", value: loss });
+        }
+        let (weight, tokens) = (of_part.weight, of_part.tokens);
+        if !(weight > 0.0 && weight.is_finite()) {
+            let (value, want) = (weight, "above 0");
+            return Err(TrainingError::BadParameter { name: "weight of a part", value, want });
+        }
+        Ok(Part { loss, weight, tokens, gradients: self.net.gradients(&of_part.loss)? })
+    }
+
     /// Takes one step.
     ///
     /// # Errors
@@ -311,33 +359,25 @@ impl Trainer {
         let parts: Vec<&[usize]> = batch.chunks(self.config.part.unwrap_or(batch.len())).collect();
         let (mut loss, mut weight, mut tokens) = (0.0, 0.0, 0);
         let mut sum: Gradients = Gradients::new();
-        for part in &parts {
-            let of_part = task.loss(&self.net, part, &at)?;
-            let value = of_part.loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-            let finite = |what, value: f64| match value.is_finite() {
-                true => Ok(()),
-                false => Err(TrainingError::NotFinite { step, what, value }),
-            };
-            finite("loss", value)?;
-            if !(of_part.weight > 0.0 && of_part.weight.is_finite()) {
-                let (value, want) = (of_part.weight, "above 0");
-                return Err(TrainingError::BadParameter { name: "weight of a part", value, want });
-            }
-            loss += of_part.weight * value;
-            weight += of_part.weight;
-            tokens += of_part.tokens;
-            let gradients = self.net.gradients(&of_part.loss)?;
-            if parts.len() == 1 {
-                sum = gradients;
-                break;
-            }
-            for (name, gradient) in gradients {
-                let gradient = gradient.affine(of_part.weight, 0.0)?;
-                let total = match sum.get(&name) {
-                    Some(so_far) => (so_far + gradient)?,
-                    None => gradient,
-                };
-                sum.insert(name, total);
+        // As many parts at once as there are threads; they are added up in order, whoever is first.
+        for together in parts.chunks(rayon::current_num_threads().max(1)) {
+            for part in self.side_by_side(task, together, &at)? {
+                let part = part?;
+                loss += part.weight * part.loss;
+                weight += part.weight;
+                tokens += part.tokens;
+                if parts.len() == 1 {
+                    sum = part.gradients;
+                    break;
+                }
+                for (name, gradient) in part.gradients {
+                    let gradient = gradient.affine(part.weight, 0.0)?;
+                    let total = match sum.get(&name) {
+                        Some(so_far) => (so_far + gradient)?,
+                        None => gradient,
+                    };
+                    sum.insert(name, total);
+                }
             }
         }
         if parts.len() > 1 {

@@ -107,6 +107,26 @@ fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
     }
 }
 
+#[test]
+fn parts_add_up_to_the_same_bits_on_any_number_of_threads() {
+    let g = graph(&network(12, 16, 1, true));
+    let task = Drawing(TextTask::new(texts(10, 12, 1)));
+    let on = |threads, part| {
+        let config = TrainerConfig { batch: 7, part, ..config(OptimizerConfig::AdamW(Adam::default())) };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut trainer = Trainer::new(&g, config, Precision::F32).unwrap();
+            trainer.run(&task, None, go_on).unwrap();
+            bits(&trainer)
+        })
+    };
+    let alone = on(1, Some(2));
+    for threads in [2, 3, 8] {
+        assert!(on(threads, Some(2)) == alone, "{threads} threads");
+    }
+    assert_ne!(on(2, Some(3)), alone);
+}
+
 fn tiny() -> (Graph, TextTask) {
     (graph(&network(4, 4, 1, true)), TextTask::new(texts(6, 4, 2)))
 }

@@ -1,7 +1,7 @@
 //! How well scores tell right responses from wrong ones.
 
 use pilotfish_evaluation::Interval;
-use pilotfish_model::Streams;
+use pilotfish_model::{CausalModel, RowSet, Step, Streams, Token};
 use pilotfish_supervision::weak_to_strong::area_under_curve;
 use rand::Rng;
 
@@ -19,6 +19,30 @@ pub(super) fn parts(options: &Options) -> Result<(bool, bool), Failure> {
         "both" => Ok((true, true)),
         other => Err(format!("--part {other:?}: there are synthetic, real, both").into()),
     }
+}
+
+/// Log-probability of a token.
+pub(super) fn log_prob(row: &[f32], token: Token) -> f64 {
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = row.iter().map(|&x| f64::from(x - max).exp()).sum();
+    f64::from(row[token as usize] - max) - sum.ln()
+}
+
+/// Mean log-probability of the tokens of a text behind another, which is read from the beginning.
+pub(super) fn mean_log_probability(
+    model: &mut dyn CausalModel,
+    before: &[Token],
+    text: &[Token],
+) -> Result<f64, Failure> {
+    let all = [before, text].concat();
+    model.truncate(0)?;
+    let wanted: Vec<usize> = (before.len() - 1..all.len() - 1).collect();
+    let step = model.step(&Step::chain(&all[..all.len() - 1]).want(RowSet::Rows(&wanted)))?;
+    let mut sum = 0.0;
+    for (row, token) in text.iter().enumerate() {
+        sum += log_prob(step.logits.row(row).ok_or("a row of logits is missing")?, *token);
+    }
+    Ok(sum / text.len().max(1) as f64)
 }
 
 /// Probability that a right response scores above a wrong one; ties count half. Scores that are NaN do not count.

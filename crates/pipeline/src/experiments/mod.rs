@@ -32,6 +32,7 @@ mod probe;
 mod prune;
 mod quickstart;
 mod reasoning;
+mod recorded;
 mod rsd_budget;
 mod session;
 mod sparse_speed;
@@ -77,6 +78,7 @@ pub const ALL: &[&Experiment] = &[
     &meta_ranking::META_RANKING,
     &w2s::W2S,
     &reasoning::W2S_REASONING,
+    &reasoning::W2S_LABELLERS,
     &deception::W2S_DECEPTION,
     &debate::W2S_DEBATE,
     &debate::W2S_DEBATE_TEXT,

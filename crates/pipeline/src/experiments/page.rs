@@ -95,6 +95,15 @@ pub(super) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
+/// Wilson's 95 % interval of a share.
+pub(super) fn wilson(part: usize, whole: usize) -> Interval {
+    let (n, z) = (whole.max(1) as f64, 1.96f64);
+    let p = part as f64 / n;
+    let centre = (p + z * z / (2.0 * n)) / (1.0 + z * z / n);
+    let half = z / (1.0 + z * z / n) * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
+    Interval { low: (centre - half).max(0.0), high: (centre + half).min(1.0) }
+}
+
 /// A mean with its bootstrap interval.
 pub(super) fn mean_with_interval(values: &[f64]) -> Result<(f64, Option<Interval>), Failure> {
     let zeros = vec![0.0; values.len()];

@@ -80,6 +80,21 @@ pub(super) fn asked(
     })
 }
 
+/// Words that are one token each.
+pub(super) fn single_tokens<const N: usize>(
+    tokenizer: &Tokenizer,
+    words: [&str; N],
+) -> Result<[Token; N], Failure> {
+    let mut out = [0; N];
+    for (out, word) in out.iter_mut().zip(words) {
+        match tokenizer.encode(word, false)?[..] {
+            [token] => *out = token,
+            _ => return Err(format!("{word:?} is not one token of this model").into()),
+        }
+    }
+    Ok(out)
+}
+
 /// The prompts to run: the first of each category, then the second of each, and so on; 0 takes all.
 pub(super) fn chosen(file: &str, count: usize) -> Result<Vec<Prompt>, Failure> {
     let all = if file.is_empty() { prompts::own() } else { prompts::read(std::path::Path::new(file))? };

@@ -12,6 +12,7 @@ use pilotfish_model::{CausalModel, Ledger, LogitForm, Logits, Phase, Step, Strea
 use pilotfish_runtime::Products;
 use serde::{Deserialize, Serialize};
 
+use super::judging::log_prob;
 use super::page::{self, Began, Page, mean};
 use super::session::{self, Session};
 use super::toys;
@@ -185,12 +186,6 @@ struct Item {
     methods: Vec<Drafts>,
     /// What the judge loses a token in the book's own continuation.
     reference: f64,
-}
-
-fn log_prob(row: &[f32], token: Token) -> f64 {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row.iter().map(|&x| f64::from(x - max).exp()).sum();
-    f64::from(row[token as usize] - max) - sum.ln()
 }
 
 /// Logits after a prompt and after every token of some continuations, each as a branch of its own.

@@ -17,10 +17,10 @@ use rand::seq::SliceRandom;
 use super::{Cell, Summary, cells, summarise};
 use crate::error::Failure;
 use crate::experiments::features::{Model, components, of_texts};
-use crate::experiments::judging::{auroc, balanced_accuracy, resampled};
+use crate::experiments::judging::{auroc, balanced_accuracy, mean_log_probability, resampled};
 use crate::experiments::page::{Began, Page};
 use crate::experiments::probe::{Probe, Store};
-use crate::experiments::session::{MODEL, STORAGE, Session, THREADS, asked};
+use crate::experiments::session::{MODEL, STORAGE, Session, THREADS, asked, single_tokens};
 use crate::experiments::{Choice, Context, Experiment, Outcome};
 use crate::plots::{Kind, Plot};
 use crate::steps::Run;
@@ -168,8 +168,8 @@ fn run(context: &Context) -> Outcome {
     let mut run =
         Run::open(context.results(), W2S_DEBATE_TEXT.name, options, context.fresh(), context.is_quiet())?;
     let claims = claims(facts, seed);
-    run.expect((1 + DEBATES) * claims.len() as u64 + seeds);
-    let (knows, debates) = debates(context, &claims, tokens, seed, &mut run)?;
+    run.expect((2 + DEBATES) * claims.len() as u64 + seeds);
+    let Heard { said, likely, debates } = debates(context, &claims, tokens, seed, &mut run)?;
     let texts: Vec<String> = claims.iter().map(|claim| claim.text.clone()).collect();
     let own = of_texts(context, Model::MiniLm, &texts)?;
     let states = of_texts(context, Model::SmolLm2, &texts)?;
@@ -181,15 +181,16 @@ fn run(context: &Context) -> Outcome {
     let what = format!("claims about {facts} things");
     let Summary { table, series, rows } = summarise(&what, &WAYS.map(str::to_owned), WAYS.len(), &all)?;
     let truth = |at: usize| claims[at].truth == 1;
-    let of = |at: &[usize]| balanced_accuracy(at.iter().map(|&at| (knows[at] > 0.5, truth(at))));
+    let of = |at: &[usize]| balanced_accuracy(at.iter().map(|&at| (said[at] > 0.5, truth(at))));
     let (accuracy, interval) = resampled(claims.len(), seed, of).ok_or("claims of both kinds")?;
-    let area =
-        auroc(knows.iter().enumerate().map(|(at, p)| (*p, truth(at)))).ok_or("claims of both kinds")?;
+    let area = auroc(said.iter().enumerate().map(|(at, p)| (*p, truth(at)))).ok_or("claims of both kinds")?;
     let (sides, repeated) = spoken(&claims, &debates);
+    let preferred = likely.chunks_exact(2).filter(|pair| pair[0] > pair[1]).count() as f64 / facts as f64;
     let model = options.text("model")?;
     let shown: Vec<String> = table.rows.iter().map(|row| format!("{} {}", row[0], row[1])).collect();
     let summary = format!(
-        "Asked directly, {model} is right about {:.1} % of the claims [{:.1}, {:.1}]. Accuracy of the judge: {}.",
+        "{model} finds the true claim about a thing likelier than the other one in {:.1} %; asked whether a claim is true it is right in {:.1} % [{:.1}, {:.1}]. Accuracy of the judge: {}.",
+        100.0 * preferred,
         100.0 * accuracy,
         100.0 * interval.low,
         100.0 * interval.high,
@@ -204,6 +205,8 @@ fn run(context: &Context) -> Outcome {
         reference: None,
     }];
     let mut knowledge = Table::new("What the debater knows, and how it debates", &["measure", "value"]);
+    knowledge
+        .row(["things whose true claim is the likelier text".into(), format!("{:.1} %", 100.0 * preferred)]);
     knowledge.row(["area under the curve of P(True), asked directly".into(), format!("{area:.3}")]);
     knowledge.row(["turns that repeat an earlier one".into(), format!("{:.1} %", 100.0 * repeated)]);
     knowledge.row(["debates that begin with the true side".into(), format!("{:.1} %", 100.0 * sides)]);
@@ -227,35 +230,46 @@ fn run(context: &Context) -> Outcome {
 
 type Debate = Vec<Turn<String>>;
 
-/// For every claim, the probability that the model gives to its truth when it is asked, and its debates.
+/// What the model makes of every claim.
+struct Heard {
+    /// The probability that it gives to its truth when it is asked.
+    said: Vec<f64>,
+    /// Mean log-probability of a token of it.
+    likely: Vec<f64>,
+    /// Sets of debates.
+    debates: Vec<Vec<Debate>>,
+}
+
 fn debates(
     context: &Context,
     claims: &[Claim],
     tokens: usize,
     seed: u64,
     run: &mut Run,
-) -> Result<(Vec<f64>, Vec<Vec<Debate>>), Failure> {
+) -> Result<Heard, Failure> {
     let Session { mut model, tokenizer, template, .. } = Session::open(context)?;
-    let mut verdicts = Vec::new();
-    for class in CLASSES {
-        match tokenizer.encode(&format!(" {class}"), false)?[..] {
-            [token] => verdicts.push(token),
-            _ => return Err(format!("{class:?} is not one token of this model").into()),
-        }
+    let [no, yes] = single_tokens(&tokenizer, [" False", " True"])?;
+    let start = tokenizer.encode("Fact:", false)?;
+    let mut likely = Vec::new();
+    for claim in claims {
+        likely.push(run.step(&format!("likelihood: {}", claim.text), || -> Result<f64, Failure> {
+            let claim = tokenizer.encode(&format!(" {}", claim.text), false)?;
+            mean_log_probability(&mut model, &start, &claim)
+        })?);
     }
     let warpers = Warpers { top_p: Some(0.9), ..Warpers::temperature(1.0) };
     let config = SampleConfig { warpers, tokens, stop: tokenizer.encode("\n", false)? };
     let mut reader = Reader::new(&mut model);
-    let mut knows = Vec::new();
+    let mut said = Vec::new();
     for claim in claims {
-        knows.push(run.step(&format!("asked: {}", claim.text), || -> Result<f64, Failure> {
+        said.push(run.step(&format!("asked: {}", claim.text), || -> Result<f64, Failure> {
             let before = tokenizer.encode(&format!("{SHOTS}Claim: {}", claim.text), false)?;
             let after = tokenizer.encode("\nTrue or False:", false)?;
-            let judged = reader.judge(&before, &[&after], &[verdicts[1], verdicts[0]])?;
+            let judged = reader.judge(&before, &[&after], &[yes, no])?;
             Ok(judged[0][0])
         })?);
     }
-    let mut all = Vec::new();
+    let mut debates = Vec::new();
     for debate in 0..DEBATES {
         let streams = Streams::new(seed).fork(1000 + debate);
         let mut held = Vec::new();
@@ -267,9 +281,9 @@ fn debates(
                 Ok(hold(&speaker, Form::Debate { turns: TURNS }, item, &streams)?)
             })?);
         }
-        all.push(held);
+        debates.push(held);
     }
-    Ok((knows, all))
+    Ok(Heard { said, likely, debates })
 }
 
 /// Share of debates that begin with the true side, and of turns that say what was said before.
@@ -343,8 +357,8 @@ impl World<'_> {
         let teachers: Vec<Box<dyn Trainee>> = vec![
             Box::new(probe(own.clone())),
             Box::new(one.clone()),
-            members([one.clone(), one]),
-            members([judge(&same, 0)?, judge(&same, 1)?]),
+            members([one.clone(), one.clone()]),
+            members([one, judge(&same, 1)?]),
             Box::new(judge(&other, 0)?),
         ];
         // The student reads claims alone, never a debate.

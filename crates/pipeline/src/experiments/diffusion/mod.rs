@@ -68,10 +68,8 @@ impl Cell {
 
     /// Wilson's 95 % interval of the accuracy.
     fn interval(&self) -> (f64, f64) {
-        let (n, p, z) = (self.runs.max(1) as f64, self.accuracy(), 1.96f64);
-        let centre = (p + z * z / (2.0 * n)) / (1.0 + z * z / n);
-        let half = z / (1.0 + z * z / n) * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
-        ((centre - half).max(0.0), (centre + half).min(1.0))
+        let Interval { low, high } = page::wilson(self.right, self.runs);
+        (low, high)
     }
 
     /// The accuracy with its interval, for people.

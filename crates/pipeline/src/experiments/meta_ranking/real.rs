@@ -6,7 +6,7 @@ use std::time::Instant;
 use ndarray::Array2;
 use pilotfish_architectures::Tokenizer;
 use pilotfish_model::sampling::Warpers;
-use pilotfish_model::{CausalModel, RowSet, Step, Steps, Streams, Token};
+use pilotfish_model::{CausalModel, Steps, Streams, Token};
 use pilotfish_runtime::OnnxCausal;
 use pilotfish_supervision::heads::{Logistic, LogisticConfig, balanced_weights};
 use pilotfish_supervision::meta_ranking::{
@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use super::shown;
 use crate::error::Failure;
-use crate::experiments::judging::{auroc, balanced_accuracy, f1_of_wrong, resampled};
-use crate::experiments::session::Session;
+use crate::experiments::judging::{auroc, balanced_accuracy, f1_of_wrong, mean_log_probability, resampled};
+use crate::experiments::recorded::{self, Recorded, Told};
+use crate::experiments::session::{Session, single_tokens};
 use crate::experiments::tasks::{Problem, Task, extract};
 use crate::experiments::{Context, Options};
 use crate::plots::{Kind, Plot, Point, Series};
@@ -38,7 +39,6 @@ const DEV: usize = 60;
 const SHOTS: usize = 2;
 /// Accuracy of the strong model that stands in where there is none.
 const STRONG: f64 = 0.85;
-const LONGEST_FILE: u64 = 256 << 20;
 
 const HEAD: &str =
     "Two questions were answered, each on its own. Which answer is more likely to be correct?\n\n";
@@ -153,17 +153,6 @@ impl Judge<'_> {
     }
 }
 
-fn single<const N: usize>(tokenizer: &Tokenizer, words: [&str; N]) -> Result<[Token; N], Failure> {
-    let mut out = [0; N];
-    for (out, word) in out.iter_mut().zip(words) {
-        match tokenizer.encode(word, false)?[..] {
-            [token] => *out = token,
-            _ => return Err(format!("{word:?} is not one token of this model").into()),
-        }
-    }
-    Ok(out)
-}
-
 /// Different sums that a small model gets right about as often as not.
 fn sums(count: usize, seed: u64) -> Vec<Problem> {
     let mut all: Vec<(u32, u32)> = (11..100).flat_map(|a| (2..10).map(move |b| (a, b))).collect();
@@ -211,44 +200,19 @@ fn answer_sums(
     Ok((out, items))
 }
 
-/// Recorded solutions of two models, the calculator's annotations removed.
-fn read_solutions(path: &Path, weak: &str, strong: &str) -> Result<Vec<Item>, Failure> {
-    let named = |why: String| format!("{}: {why}", path.display());
-    let meta = std::fs::metadata(path).map_err(|error| named(error.to_string()))?;
-    if !meta.is_file() || meta.len() > LONGEST_FILE {
-        return Err(named("not a file of at most 256 MB".into()).into());
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| named(error.to_string()))?;
-    let mut out = Vec::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let at = |why: &str| named(format!("line {}: {why}", number + 1));
-        let json: serde_json::Value = serde_json::from_str(line).map_err(|error| at(&error.to_string()))?;
-        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
-        let right = |who: &str| {
-            json[who]["is_correct"]
-                .as_bool()
-                .ok_or_else(|| at(&format!("no verdict on a solution of {who:?}")))
-        };
-        out.push(Item {
-            question: text(&json["question"]).ok_or_else(|| at("no question"))?,
-            answer: text(&json[weak]["solution"])
-                .map(|text| plain(&text))
-                .ok_or_else(|| at(&format!("no solution of {weak:?}")))?,
-            right: right(weak)?,
-            strong: right(strong)?,
+/// Recorded solutions of a weak model, and whether those of a strong one are right.
+fn recorded_items(path: &Path, weak: &str, strong: &str) -> Result<Vec<Item>, Failure> {
+    let item = |recorded: Recorded| match <[Told; 2]>::try_from(recorded.said) {
+        Ok([weak, strong]) => Some(Item {
+            question: recorded.question,
+            answer: weak.solution.text,
+            right: weak.right,
+            strong: strong.right,
             confidence: f64::NAN,
-        });
-    }
-    Ok(out)
-}
-
-/// A solution on one line, without what stands between `<<` and `>>`.
-fn plain(solution: &str) -> String {
-    let mut out = String::new();
-    for (index, part) in solution.split("<<").enumerate() {
-        out += if index == 0 { part } else { part.split_once(">>").map_or(part, |(_, rest)| rest) };
-    }
-    out.split_whitespace().collect::<Vec<_>>().join(" ")
+        }),
+        Err(_) => None,
+    };
+    Ok(recorded::read(path, &[weak, strong])?.into_iter().filter_map(item).collect())
 }
 
 /// Mean log-probability of answers by the judge.
@@ -260,18 +224,7 @@ fn judge_confidence(
     for item in items {
         let before = tokenizer.encode(&format!("Question: {}\nAnswer:", item.question), false)?;
         let answer = tokenizer.encode(&format!(" {}", item.answer), false)?;
-        let text: Vec<Token> = before.iter().chain(&answer).copied().collect();
-        model.truncate(0)?;
-        let wanted: Vec<usize> = (before.len() - 1..text.len() - 1).collect();
-        let step = model.step(&Step::chain(&text[..text.len() - 1]).want(RowSet::Rows(&wanted)))?;
-        let mut sum = 0.0;
-        for (row, token) in answer.iter().enumerate() {
-            let logits = step.logits.row(row).ok_or("a row of logits is missing")?;
-            let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let all: f64 = logits.iter().map(|x| f64::from(x - max).exp()).sum();
-            sum += f64::from(logits[*token as usize] - max) - all.ln();
-        }
-        item.confidence = sum / answer.len().max(1) as f64;
+        item.confidence = mean_log_probability(model, &before, &answer)?;
     }
     model.truncate(0)?;
     Ok(())
@@ -295,7 +248,7 @@ pub(super) fn run(context: &Context, run: &mut Run, result: &mut ResultFile) -> 
     } else {
         let (weak, strong) = (options.text("weak")?, options.text("strong")?);
         let longest: usize = options.get("longest")?;
-        let mut all = read_solutions(Path::new(solutions), weak, strong)?;
+        let mut all = recorded_items(Path::new(solutions), weak, strong)?;
         let mut short = Vec::new();
         for item in all.drain(..) {
             if tokenizer.encode(&format!("{} {}", item.question, item.answer), false)?.len() <= longest {
@@ -349,8 +302,8 @@ pub(super) fn run(context: &Context, run: &mut Run, result: &mut ResultFile) -> 
 
     let judge = Judge {
         tokenizer: &tokenizer,
-        verdicts: single(&tokenizer, VERDICTS)?,
-        yes_no: single(&tokenizer, YES_NO)?,
+        verdicts: single_tokens(&tokenizer, VERDICTS)?,
+        yes_no: single_tokens(&tokenizer, YES_NO)?,
     };
     let mut reader = Reader::new(&mut model);
     let games: Vec<Vec<Verdict>> =
@@ -747,12 +700,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn solutions_lose_their_annotations() {
-        assert_eq!(plain("16 - 3 = <<16-3=13>>13 eggs\nA: 26"), "16 - 3 = 13 eggs A: 26");
-        assert_eq!(plain("open << end"), "open end");
-    }
-
-    #[test]
     fn a_bias_towards_a_slot_cancels() {
         // Preferred by 0.4, the first slot by 1; what goes to "equal" is nothing to it.
         let odds = |x: f64| [0.8 / (1.0 + (-x).exp()), 0.8 / (1.0 + x.exp()), 0.2];
@@ -761,27 +708,6 @@ mod tests {
         let all = sums(600, 1);
         let different: std::collections::HashSet<_> = all.iter().map(|sum| &sum.question).collect();
         assert_eq!((all.len(), different.len()), (600, 600));
-    }
-
-    #[test]
-    fn solution_files_say_what_is_wrong() {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("s.jsonl");
-        let read = |text: &str| {
-            std::fs::write(&path, text).expect("writable");
-            read_solutions(&path, "a", "b").map_err(|error| error.to_string())
-        };
-        let good = r#"{"question": "q", "a": {"is_correct": false, "solution": "1 <<1>>1"}, "b": {"is_correct": true, "solution": ""}}"#;
-        let items = read(&format!("{good}\n\n{good}\n")).expect("two");
-        assert_eq!(
-            (items.len(), items[0].right, items[0].strong, &*items[1].answer),
-            (2, false, true, "1 1")
-        );
-        assert!(read(&format!("{good}\n{{")).expect_err("cut off").contains("line 2"));
-        assert!(read("{}").expect_err("empty").contains("no question"));
-        assert!(read(r#"{"question": "q"}"#).expect_err("no a").contains("\"a\""));
-        assert!(read_solutions(folder.path(), "a", "b").is_err());
-        assert!(read_solutions(&folder.path().join("none"), "a", "b").is_err());
     }
 
     fn study() -> Study {

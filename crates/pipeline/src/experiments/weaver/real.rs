@@ -19,7 +19,7 @@ use super::WEAVER;
 use crate::error::Failure;
 use crate::experiments::judging::auroc;
 use crate::experiments::page::{mean_with_interval as mean, percent};
-use crate::experiments::session::Session;
+use crate::experiments::session::{Session, single_tokens};
 use crate::experiments::tasks::{Problem, Task, extract, problems};
 use crate::experiments::{Context, Options};
 use crate::plots::{Kind, Plot, Point, Series};
@@ -160,13 +160,7 @@ impl Setup {
                 .map(|answer| self.encode(&format!(" {answer}{}", judge.after)))
                 .collect::<Result<Vec<_>, _>>()?;
             let candidates: Vec<&[Token]> = candidates.iter().map(Vec::as_slice).collect();
-            let mut verdicts = Vec::new();
-            for verdict in judge.verdicts {
-                match self.encode(verdict)?[..] {
-                    [token] => verdicts.push(token),
-                    _ => return Err(format!("{verdict:?} is not one token of this model").into()),
-                }
-            }
+            let verdicts = single_tokens(&self.tokenizer, judge.verdicts)?;
             let judged = reader.judge(&before, &candidates, &verdicts)?;
             for answer in &mut answers {
                 let at = answer.text.as_ref().and_then(|text| distinct.binary_search(text).ok());

@@ -1,4 +1,9 @@
-//! Weak-to-strong reasoning on sums whose steps are written out, with transformers trained from scratch.
+//! Weak-to-strong reasoning on sums whose steps are written out, with transformers trained from scratch; and its filters on
+//! real models ([`labellers`]).
+
+mod labellers;
+
+pub(super) use labellers::W2S_LABELLERS;
 
 use pilotfish_graph::Graph;
 use pilotfish_model::{StreamRng, Streams};
@@ -113,6 +118,28 @@ fn answer(graph: &Graph, prompts: &[String]) -> Result<Vec<Solution>, Failure> {
 struct Kept {
     share: f64,
     precision: f64,
+}
+
+/// Columns of a table of pairs; the last four count questions without one.
+const CONTRASTS: [&str; 8] = [
+    "pairs",
+    "weak chosen",
+    "chosen right, %",
+    "rejected right, %",
+    "no answer",
+    "unsure",
+    "too easy",
+    "not sure enough",
+];
+
+/// The place of a reason among the last four of [`CONTRASTS`].
+fn reason(why: Skipped) -> usize {
+    match why {
+        Skipped::NoAnswer => 0,
+        Skipped::Unsure => 1,
+        Skipped::TooEasy => 2,
+        Skipped::NotSureEnough => 3,
+    }
 }
 
 /// Pairs of the second stage.
@@ -310,13 +337,7 @@ fn cell(seed: u64, questions: usize) -> Result<Cell, Failure> {
         match contrast(&weak_said[at], of, &Gates::default(), &mut rng)? {
             Ok(list) => pairs.extend(list.into_iter().map(|pair| (at, pair))),
             Err(why) => {
-                let which = match why {
-                    Skipped::NoAnswer => 0,
-                    Skipped::Unsure => 1,
-                    Skipped::TooEasy => 2,
-                    Skipped::NotSureEnough => 3,
-                };
-                contrasts.skipped[which] += 1;
+                contrasts.skipped[reason(why)] += 1;
             }
         }
         // The majority against the others, none of them the weak model's.
@@ -429,19 +450,8 @@ fn run(context: &Context) -> Outcome {
     let count = |pick: &dyn Fn(&Contrasts) -> f64| {
         format!("{:.1}", mean(&cells.iter().map(|cell| pick(&cell.contrasts)).collect::<Vec<_>>()))
     };
-    let mut contrasts = Table::new(
-        "Pairs of stage II: counts a seed and per cent, means over seeds",
-        &[
-            "pairs",
-            "weak chosen",
-            "chosen right, %",
-            "rejected right, %",
-            "no answer",
-            "unsure",
-            "too easy",
-            "not sure enough",
-        ],
-    );
+    let mut contrasts =
+        Table::new("Pairs of stage II: counts a seed and per cent, means over seeds", &CONTRASTS);
     let mut row = vec![
         count(&|of| of.pairs as f64),
         count(&|of| of.weak_chosen as f64),
