@@ -3,7 +3,9 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
-use pilotfish_kernels::{Bits, Blocks, Dense, Float, Isa, Kept, Offset, Pattern, Product, Serial, Sparse};
+use pilotfish_kernels::{
+    Active, Bits, Blocks, Columns, Dense, Float, Isa, Kept, Offset, Pattern, Product, Serial, Sparse,
+};
 
 const PAGE: usize = 1 << 16; // no system has larger ones by default
 
@@ -82,7 +84,9 @@ fn nothing_is_touched_beyond_the_end() {
             let mut bytes = Guarded::new(packed.packed());
             multiply(&Blocks::from_packed(bytes.get(), outs, ins, packed.form()).unwrap());
         }
-        for (keep, group) in [(2, 4), (1, 4), (1, 8), (1, 16), (4, 32), (32, 32)] {
+        for (keep, group) in
+            [(2, 4), (1, 4), (3, 4), (1, 2), (2, 8), (3, 8), (1, 8), (1, 16), (4, 32), (32, 32)]
+        {
             let pattern = Pattern { keep, group };
             let mut pruned = weights.clone();
             pruned.chunks_mut(group).for_each(|group| group[keep..].fill(0.0));
@@ -90,6 +94,19 @@ fn nothing_is_touched_beyond_the_end() {
                 let packed = Sparse::pack(&pruned, outs, ins, pattern, kept).unwrap();
                 let mut bytes = Guarded::new(packed.packed());
                 multiply(&Sparse::from_packed(bytes.get(), outs, ins, pattern, kept).unwrap());
+            }
+        }
+        for kept in [Kept::F32, Kept::Bf16, Kept::Int8] {
+            let packed = Columns::pack(&weights, outs, ins, kept).unwrap();
+            let mut bytes = Guarded::new(packed.packed());
+            let columns = Columns::from_packed(bytes.get(), outs, ins, kept).unwrap();
+            for &isa in Isa::available() {
+                for rows in [1, 2, 3, 7, 8, 13] {
+                    let active = Active::above(&vec![0.5; rows * ins], rows, ins, 0.0).unwrap();
+                    let mut y = Guarded::new(bytemuck::cast_slice(&vec![f32::NAN; rows * outs]));
+                    columns.apply_on(isa, &active, y.get(), &Serial).unwrap();
+                    assert!(y.get::<f32>().iter().all(|y| y.is_finite()));
+                }
             }
         }
     }

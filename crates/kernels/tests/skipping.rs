@@ -121,7 +121,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn gathered_columns(outs in 1usize..600, ins in 1usize..90, rows in 1usize..11, seed: u64, threshold in 0.0f32..1.5) {
+    fn gathered_columns(
+        outs in prop_oneof![4 => 1usize..600, 1 => 2000usize..5000],
+        ins in 1usize..90, rows in 1usize..11, seed: u64, threshold in 0.0f32..1.5,
+    ) {
         let (w, x) = (weights(outs * ins, seed), activations(rows * ins, seed, 0));
         let kept = [Kept::F32, Kept::Bf16, Kept::Int8][seed as usize % 3];
         let columns = Columns::pack(&w, outs, ins, kept).unwrap();
@@ -144,6 +147,11 @@ proptest! {
         let masked: Vec<f32> = x.iter().map(|&x| if x.abs() > threshold { x } else { 0.0 }).collect();
         let population = (0..ins).filter(|k| (0..rows).any(|row| masked[row * ins + k] != 0.0)).count();
         prop_assert_eq!(active.indices.len(), population);
+        // The first row whole, the others gated.
+        let mixed = Active::above_where(&x, rows, ins, threshold, |row| row > 0).unwrap();
+        prop_assert_eq!(mixed.indices.len(), ins);
+        prop_assert_eq!(bits(&mixed.values[..ins]), bits(&x[..ins]));
+        prop_assert_eq!(bits(&mixed.values[ins..]), bits(&masked[ins..]));
         let size = match kept { Kept::F32 => 4, Kept::Bf16 => 2, Kept::Int8 => 1 };
         prop_assert_eq!(columns.bytes(population), outs.next_multiple_of(16) * size * population);
         let mut twin = vec![f32::NAN; rows * outs];
