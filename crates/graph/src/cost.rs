@@ -153,10 +153,15 @@ impl Storage {
             Self::Int4 { block } => blocks(4, block),
             Self::Int8 { block } => blocks(8, block),
             Self::Bf16 => 2u64.saturating_mul(outs).saturating_mul(ins),
-            // Each with an index of half a byte, of five bits in groups above 16.
+            // Each with an index of half a byte, of two bits in groups that divide 4 and five in groups above 16.
             Self::Sparse { keep, group, kept } => {
                 let count = outs.saturating_mul(ins.div_ceil((group as u64).max(1)) * keep as u64);
-                let bits = kept.bits() + if group > 16 { 5 } else { 4 };
+                let index = match group {
+                    1 | 2 | 4 => 2,
+                    17.. => 5,
+                    _ => 4,
+                };
+                let bits = kept.bits() + index;
                 count.saturating_mul(bits).div_ceil(8).saturating_add(kept.scales(outs))
             }
             Self::Columns { kept } => {

@@ -9,8 +9,9 @@ use crate::simd::{BF16, F32, INT8, Lanes, load, size};
 
 const MOST_512: usize = 8;
 const MOST_256: usize = 4;
-/// How far ahead of a slice's first group of rows lines are asked for, in bytes.
-const AHEAD: usize = 2048;
+/// How far ahead of a slice's first group of rows lines are asked for, in bytes: less where more slices are read at once.
+const AHEAD_512: usize = 2048;
+const AHEAD_256: usize = 1024;
 
 pub(super) fn multiply(
     w: &Sparse<'_>,
@@ -24,6 +25,7 @@ pub(super) fn multiply(
     let groups = groups(rows, if level == Level::Avx512 { MOST_512 } else { MOST_256 });
     // A window is read as 16 or 32 inputs, whatever its width.
     let width = (layout.records * layout.together * layout.window + 32).next_multiple_of(16);
+    let ahead = if level == Level::Avx512 { AHEAD_512 } else { AHEAD_256 };
     let outputs = Outputs::new(y, layout.outs);
     let bytes = w.lines.get::<u8>();
     assert!(bytes.len() == layout.total);
@@ -32,14 +34,15 @@ pub(super) fn multiply(
         split(threads, slices, LEAST / (SLICE * layout.ins) + 1, &|range| {
             let mut slice = range.start;
             while slice < range.end {
-                // Few rows make few independent sums.
-                let wide = match (level, groups.as_slice()) {
+                // Few rows make few independent sums; and several slices, each a stream, are read faster than one.
+                let most = match (level, groups.as_slice()) {
                     (Level::Avx512, [group]) if group.rows == 1 => 4,
                     (Level::Avx512, [group]) if group.rows == 2 => 2,
-                    (_, [group]) if group.rows == 1 => 2,
+                    (Level::Avx2, [group]) if group.rows == 1 => 8,
                     _ => 1,
                 };
-                let wide = if range.end - slice >= wide { wide } else { 1 };
+                let left = range.end - slice;
+                let wide = [8, 4, 2, 1].into_iter().find(|&wide| wide <= most.min(left)).unwrap_or(1);
                 for (index, group) in groups.iter().enumerate() {
                     let x = &x[group.start * width..(group.start + group.rows) * width];
                     // SAFETY: these columns belong to this part; the tile reads `records` records of `wide`
@@ -55,7 +58,7 @@ pub(super) fn multiply(
                                 width,
                                 y,
                                 stride,
-                                ahead: if index == 0 { AHEAD } else { 0 },
+                                ahead: if index == 0 { ahead } else { 0 },
                             };
                             match level {
                                 Level::Avx512 => run_512(group.rows, wide, &job),
@@ -82,16 +85,12 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Asks for the lines of a record that are read some time later, of `P` slices.
+    /// Asks for the lines of a record that are read some time later.
     #[inline(always)]
-    unsafe fn prefetch<const P: usize>(&self, from: *const u8) {
-        let slice_bytes = self.layout.records * self.layout.record;
-        for p in 0..P {
-            for line in 0..self.layout.record / LINE {
-                let at = from.wrapping_add(p * slice_bytes + self.ahead + line * LINE);
-                // SAFETY: a prefetch reads nothing.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
-            }
+    unsafe fn prefetch(&self, from: *const u8) {
+        for line in 0..self.layout.record / LINE {
+            // SAFETY: a prefetch reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(self.ahead + line * LINE).cast()) };
         }
     }
 }
@@ -175,7 +174,9 @@ unsafe fn tile_512<const R: usize, const P: usize, const KEPT: u8, const SLOTS: 
         let each = slots / times(LOOK);
         for record in 0..layout.records {
             let from = job.start.add(record * layout.record);
-            job.prefetch::<P>(from);
+            for p in 0..P {
+                job.prefetch(from.wrapping_add(p * slice_bytes));
+            }
             let mut places = [_mm512_setzero_si512(); P];
             for part in 0..together * times(LOOK) {
                 let (window, look) = (record * together + part / times(LOOK), part % times(LOOK));
@@ -221,6 +222,7 @@ unsafe fn rows_512<const KEPT: u8, const SLOTS: usize, const LOOK: usize>(
     unsafe {
         match (rows, wide) {
             (1, 4) => tile_512::<1, 4, KEPT, SLOTS, LOOK>(job),
+            (1, 2) => tile_512::<1, 2, KEPT, SLOTS, LOOK>(job),
             (2, 2) => tile_512::<2, 2, KEPT, SLOTS, LOOK>(job),
             (1, _) => tile_512::<1, 1, KEPT, SLOTS, LOOK>(job),
             (2, _) => tile_512::<2, 1, KEPT, SLOTS, LOOK>(job),
@@ -304,7 +306,8 @@ unsafe fn next_256<const LOOK: usize>(places: __m256i) -> __m256i {
     }
 }
 
-/// As [`tile_512`]; a slice is two registers, which are done together, so that memory is read in order and once.
+/// As [`tile_512`], a record of one slice after the other: there are few registers. A slice is two of them, which are done
+/// together, so that memory is read in order and once.
 #[inline(always)]
 unsafe fn tile_256<const R: usize, const P: usize, const KEPT: u8, const SLOTS: usize, const LOOK: usize>(
     job: &Job<'_>,
@@ -312,37 +315,36 @@ unsafe fn tile_256<const R: usize, const P: usize, const KEPT: u8, const SLOTS: 
     unsafe {
         let layout = job.layout;
         let slice_bytes = layout.records * layout.record;
-        let mut sums = [[[_mm256_setzero_ps(); 2]; P]; R];
+        let mut sums = [[[_mm256_setzero_ps(); 2]; R]; P];
         let (slots, together) = shape::<SLOTS, LOOK>(layout);
         let words = if SLOTS > 0 { 1 } else { layout.words };
         let each = slots / times(LOOK);
         for record in 0..layout.records {
-            let from = job.start.add(record * layout.record);
-            job.prefetch::<P>(from);
-            let mut places = [[_mm256_setzero_si256(); 2]; P];
-            for part in 0..together * times(LOOK) {
-                let (window, look) = (record * together + part / times(LOOK), part % times(LOOK));
-                let base = job.x.add(window * layout.window + look * LOOK);
-                let mut inputs = [[_mm256_setzero_ps(); 2]; R];
-                for r in 0..R {
-                    inputs[r] = inputs_256::<LOOK>(base.add(r * job.width));
-                }
-                for slot in part * each..(part + 1) * each {
-                    for p in 0..P {
-                        let from = from.add(p * slice_bytes);
+            for p in 0..P {
+                let from = job.start.add(p * slice_bytes + record * layout.record);
+                job.prefetch(from);
+                let mut places = [_mm256_setzero_si256(); 2];
+                for part in 0..together * times(LOOK) {
+                    let (window, look) = (record * together + part / times(LOOK), part % times(LOOK));
+                    let base = job.x.add(window * layout.window + look * LOOK);
+                    let mut inputs = [[_mm256_setzero_ps(); 2]; R];
+                    for r in 0..R {
+                        inputs[r] = inputs_256::<LOOK>(base.add(r * job.width));
+                    }
+                    for slot in part * each..(part + 1) * each {
                         for half in 0..2 {
                             if slot % a_word(LOOK) == 0 {
                                 let word = from.add(slot / a_word(LOOK) * LINE + half * 32);
-                                places[p][half] = _mm256_loadu_si256(word.cast());
+                                places[half] = _mm256_loadu_si256(word.cast());
                             }
                             let value = load::<__m256, KEPT>(
                                 from.add(words * LINE + (slot * SLICE + half * 8) * size(KEPT)),
                             );
                             for r in 0..R {
-                                let x = look_256::<LOOK>(base.add(r * job.width), inputs[r], places[p][half]);
-                                sums[r][p][half] = _mm256_fmadd_ps(value, x, sums[r][p][half]);
+                                let x = look_256::<LOOK>(base.add(r * job.width), inputs[r], places[half]);
+                                sums[p][r][half] = _mm256_fmadd_ps(value, x, sums[p][r][half]);
                             }
-                            places[p][half] = next_256::<LOOK>(places[p][half]);
+                            places[half] = next_256::<LOOK>(places[half]);
                         }
                     }
                 }
@@ -351,7 +353,7 @@ unsafe fn tile_256<const R: usize, const P: usize, const KEPT: u8, const SLOTS: 
         for r in 0..R {
             for p in 0..P {
                 for half in 0..2 {
-                    let (mut sum, at) = (sums[r][p][half], p * SLICE + half * 8);
+                    let (mut sum, at) = (sums[p][r][half], p * SLICE + half * 8);
                     if KEPT == INT8 {
                         sum = sum.mul(__m256::load(job.scales.add(at)));
                     }
@@ -370,6 +372,8 @@ unsafe fn rows_256<const KEPT: u8, const SLOTS: usize, const LOOK: usize>(
 ) {
     unsafe {
         match (rows, wide) {
+            (1, 8) => tile_256::<1, 8, KEPT, SLOTS, LOOK>(job),
+            (1, 4) => tile_256::<1, 4, KEPT, SLOTS, LOOK>(job),
             (1, 2) => tile_256::<1, 2, KEPT, SLOTS, LOOK>(job),
             (1, _) => tile_256::<1, 1, KEPT, SLOTS, LOOK>(job),
             (2, _) => tile_256::<2, 1, KEPT, SLOTS, LOOK>(job),
