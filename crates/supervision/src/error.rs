@@ -162,6 +162,14 @@ pub enum SupervisionError {
         /// Why not.
         why: String,
     },
+    /// A database that failed.
+    #[error("{what}: {why}")]
+    Query {
+        /// What was asked for.
+        what: &'static str,
+        /// What happened.
+        why: String,
+    },
     /// An optimiser that failed.
     #[error("{model}: {why}")]
     Solver {

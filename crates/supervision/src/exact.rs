@@ -10,6 +10,16 @@ const SCALE: f64 = (1u64 << 60) as f64;
 pub(crate) struct Sum(i128);
 
 impl Sum {
+    /// Units in one.
+    #[cfg(feature = "datafusion")]
+    pub(crate) const UNIT: u64 = SCALE as u64;
+
+    /// A sum that was made elsewhere.
+    #[cfg(feature = "datafusion")]
+    pub(crate) fn of_units(units: i128) -> Self {
+        Self(units)
+    }
+
     /// Adds `count` times a value between -4 and 4.
     #[inline(always)]
     pub(crate) fn add_unit(&mut self, value: f64, count: u64) {

@@ -20,6 +20,8 @@ pub mod pairing;
 pub mod preferences;
 pub mod reasoning;
 mod solver;
+#[cfg(feature = "datafusion")]
+pub mod sql;
 pub mod verifiers;
 pub mod votes;
 pub mod weak_to_strong;

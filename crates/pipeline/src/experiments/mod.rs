@@ -22,6 +22,7 @@ mod hidden_state;
 mod judging;
 mod kernels;
 mod label_models;
+mod label_scale;
 mod meta_ranking;
 mod methods;
 mod newsgroups;
@@ -72,6 +73,7 @@ pub const ALL: &[&Experiment] = &[
     &specdec_threshold::SPECDEC_THRESHOLD,
     &swift_search::SWIFT_SEARCH,
     &label_models::LABEL_MODELS,
+    &label_scale::LABEL_SCALE,
     &weaver::WEAVER,
     &meta_ranking::META_RANKING,
     &w2s::W2S,

@@ -16,6 +16,8 @@ mod scores;
 mod table;
 
 pub use patterns::Rows;
+#[cfg(feature = "datafusion")]
+pub(crate) use read::columns;
 pub use read::{Table, read, read_truth};
 pub use scores::Scores;
 pub use table::{MAX_CLASSES, Votes};

@@ -153,6 +153,17 @@ pub(super) const ANSWER: &[&str] = &["answer", "label", "vote"];
 pub(super) const SCORE: &[&str] = &["score"];
 pub(super) const TRUTH: &[&str] = &["truth", "label", "answer"];
 
+/// Places of question, worker and answer among columns.
+#[cfg(feature = "datafusion")]
+pub(crate) fn columns(header: &[String]) -> Result<[usize; 3], String> {
+    let mut long = Long::votes(Path::new(""));
+    let places = long.columns(header)?;
+    match long.scores {
+        None => Ok(places),
+        Some(_) => Err("there are scores, not answers".into()),
+    }
+}
+
 impl Long {
     pub(super) fn votes(path: &Path) -> Self {
         let (items, voters, classes) = Default::default();
