@@ -23,8 +23,12 @@ pub struct Roofline {
     pub byte: f64,
 }
 
+/// Streams that are read side by side, and floats of each before the next eight begin: a processor that reads ahead does so
+/// for each page, and some read several pages faster than one.
+const STREAMS: usize = 8;
+const STREAM: usize = 576;
 /// Floats that a thread reads: 128 MB, more than caches hold.
-const READ: usize = 32 << 20;
+const READ: usize = 7281 * STREAMS * STREAM;
 const ATTEMPTS: usize = 5;
 const STEPS: usize = 1 << 20;
 
@@ -33,16 +37,17 @@ impl Roofline {
     pub fn measure(threads: usize) -> Self {
         let (threads, isa) = (threads.max(1), Isa::best());
         let buffers: Vec<Vec<f32>> = (0..threads).map(|_| vec![1.0; READ]).collect();
-        let read = |ahead: usize| {
+        let read = |order: Order| {
             let bytes = (threads * READ * 4) as f64;
-            best(threads, bytes, |thread| read(isa, &buffers[thread], ahead))
+            best(threads, bytes, |thread| read(isa, &buffers[thread], order))
         };
+        let bandwidth = Order::ALL.into_iter().map(read).fold(0.0, f64::max);
         let float = best(threads, (threads * STEPS) as f64 * float_operations(isa), |_| float_peak(isa));
         let byte = match byte_operations(isa) {
             Some(operations) => best(threads, (threads * STEPS) as f64 * operations, |_| byte_peak(isa)),
             None => float,
         };
-        Self { threads, bandwidth: read(0).max(read(2048)), float, byte }
+        Self { threads, bandwidth, float, byte }
     }
 
     /// The least seconds that reading so many bytes and computing so many operations on floats can take, each
@@ -76,8 +81,21 @@ fn best(threads: usize, amount: f64, work: impl Fn(usize) -> f32 + Sync) -> f64 
     amount / (0..ATTEMPTS).map(|_| attempt()).fold(f64::INFINITY, f64::min).max(1e-9)
 }
 
-/// Sums of numbers of which each is read once; `ahead` bytes are asked for early.
-fn read(isa: Isa, numbers: &[f32], ahead: usize) -> f32 {
+/// How numbers are read.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    /// One after the other; so many bytes ahead are asked for early.
+    Line { ahead: usize },
+    /// Several streams side by side, each of which asks for the one after the others.
+    Streams,
+}
+
+impl Order {
+    const ALL: [Self; 3] = [Self::Line { ahead: 0 }, Self::Line { ahead: 2048 }, Self::Streams];
+}
+
+/// Sums of numbers of which each is read once.
+fn read(isa: Isa, numbers: &[f32], order: Order) -> f32 {
     match isa.0 {
         Level::Scalar => {
             let mut sums = [0.0f32; 64];
@@ -92,8 +110,8 @@ fn read(isa: Isa, numbers: &[f32], ahead: usize) -> f32 {
         // SAFETY: the level was detected.
         level => unsafe {
             match level {
-                Level::Avx512 => x86::read_512(numbers, ahead),
-                _ => x86::read_256(numbers, ahead),
+                Level::Avx512 => x86::read_512(numbers, order),
+                _ => x86::read_256(numbers, order),
             }
         },
     }
@@ -152,10 +170,40 @@ fn byte_peak(isa: Isa) -> f32 {
 mod x86 {
     use std::arch::x86_64::*;
 
+    use super::{Order, STREAM, STREAMS};
     use crate::simd::Lanes;
 
     #[inline(always)]
-    unsafe fn read<V: Lanes>(numbers: &[f32], ahead: usize) -> f32 {
+    unsafe fn read<V: Lanes>(numbers: &[f32], order: Order) -> f32 {
+        unsafe {
+            match order {
+                Order::Line { ahead } => line::<V>(numbers, ahead),
+                Order::Streams => streams::<V>(numbers),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn streams<V: Lanes>(numbers: &[f32]) -> f32 {
+        unsafe {
+            let (mut sums, one) = ([V::zero(); STREAMS], V::splat(1.0));
+            for group in numbers.chunks_exact(STREAMS * STREAM) {
+                for at in (0..STREAM).step_by(16) {
+                    for (stream, sum) in sums.iter_mut().enumerate() {
+                        let from = group.as_ptr().add(stream * STREAM + at);
+                        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(STREAMS * STREAM).cast());
+                        for part in (0..16).step_by(V::LANES) {
+                            *sum = V::load(from.add(part)).fma(one, *sum);
+                        }
+                    }
+                }
+            }
+            total(&sums)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn line<V: Lanes>(numbers: &[f32], ahead: usize) -> f32 {
         const AT_ONCE: usize = 8;
         unsafe {
             let (mut sums, one) = ([V::zero(); AT_ONCE], V::splat(1.0));
@@ -203,15 +251,15 @@ mod x86 {
     /// # Safety
     /// AVX-512.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub(super) unsafe fn read_512(numbers: &[f32], ahead: usize) -> f32 {
-        unsafe { read::<__m512>(numbers, ahead) }
+    pub(super) unsafe fn read_512(numbers: &[f32], order: Order) -> f32 {
+        unsafe { read::<__m512>(numbers, order) }
     }
 
     /// # Safety
     /// AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn read_256(numbers: &[f32], ahead: usize) -> f32 {
-        unsafe { read::<__m256>(numbers, ahead) }
+    pub(super) unsafe fn read_256(numbers: &[f32], order: Order) -> f32 {
+        unsafe { read::<__m256>(numbers, order) }
     }
 
     /// # Safety
@@ -257,10 +305,10 @@ mod tests {
 
     #[test]
     fn every_number_is_read_and_every_step_counts() {
-        let numbers = vec![1.0; 4096];
+        let numbers = vec![1.0; 4 * STREAMS * STREAM];
         for &isa in Isa::available() {
-            for ahead in [0, 2048] {
-                assert_eq!(read(isa, &numbers, ahead), 4096.0, "{}", isa.name());
+            for order in Order::ALL {
+                assert_eq!(read(isa, &numbers, order), numbers.len() as f32, "{} {order:?}", isa.name());
             }
             // A quarter a step and lane, until a sum is too large for it: 2^24 quarters.
             let lanes = float_operations(isa) / 2.0;

@@ -5,15 +5,18 @@ use std::arch::x86_64::*;
 use crate::Kept;
 use crate::simd::{BF16, F32, INT8, Lanes, load, size};
 
-/// Active inputs ahead of the one being read whose columns are asked for, where sums stay in registers.
-const AHEAD: usize = 8;
-/// Columns that are added together where sums are in memory, so that they are read and written once for all. Each is a
-/// stream of its own, and several of them are read faster than one.
+/// Columns that are added together, so that sums in memory are read and written once for all. Each is a stream of its own,
+/// and several of them are read faster than one.
 const FUSED: usize = 8;
-/// Bytes of active columns ahead of what is being read that are asked for there.
-const AHEAD_BYTES: usize = 4096;
+/// Bytes of active columns ahead of what is being read that are asked for.
+const AHEAD: usize = 4096;
 /// Sums that are kept in the nearest cache.
 const SUMS: usize = 2048;
+
+/// Outputs that so many rows have sums for.
+const fn span(rows: usize) -> usize {
+    SUMS / rows / 64 * 64
+}
 
 pub(super) struct Job<'a> {
     /// The first output's weight for input 0.
@@ -48,65 +51,12 @@ impl Job<'_> {
     }
 }
 
-/// `R` rows and `N` vectors of outputs from `first` on, sums in registers.
+/// `R` rows, sums in memory: columns are read from end to end, `FUSED` at a time.
 #[inline(always)]
-unsafe fn tile<V: Lanes, const R: usize, const N: usize, const KEPT: u8>(job: &Job<'_>, first: usize) {
-    unsafe {
-        let count = job.indices.len();
-        let mut sums = [[V::zero(); N]; R];
-        for at in 0..count {
-            let ahead = job.column::<KEPT>(at + AHEAD).wrapping_add(first * size(KEPT));
-            for line in 0..(N * V::LANES * size(KEPT)).div_ceil(64) {
-                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
-            }
-            let from = job.column::<KEPT>(at).add(first * size(KEPT));
-            let mut weights = [V::zero(); N];
-            for n in 0..N {
-                weights[n] = load::<V, KEPT>(from.add(n * V::LANES * size(KEPT)));
-            }
-            for r in 0..R {
-                let x = V::splat(*job.x.add(r * count + at));
-                for n in 0..N {
-                    sums[r][n] = weights[n].fma(x, sums[r][n]);
-                }
-            }
-        }
-        for r in 0..R {
-            for n in 0..N {
-                job.put::<V, KEPT>(r, first + n * V::LANES, sums[r][n]);
-            }
-        }
-    }
-}
-
-/// The whole width in steps of `N` vectors, then of two and one.
-#[inline(always)]
-unsafe fn steps<V: Lanes, const R: usize, const N: usize, const KEPT: u8>(job: &Job<'_>) {
-    unsafe {
-        let mut first = 0;
-        while first + N * V::LANES <= job.outs {
-            tile::<V, R, N, KEPT>(job, first);
-            first += N * V::LANES;
-        }
-        while first + 2 * V::LANES <= job.outs {
-            tile::<V, R, 2, KEPT>(job, first);
-            first += 2 * V::LANES;
-        }
-        while first < job.outs {
-            tile::<V, R, 1, KEPT>(job, first);
-            first += V::LANES;
-        }
-    }
-}
-
-/// `R` rows, sums in memory: columns are read from end to end, `FUSED` at a time. The order of additions is that of
-/// [`tile`].
-#[inline(always)]
-unsafe fn fused<V: Lanes, const R: usize, const KEPT: u8>(job: &Job<'_>) {
-    let span = SUMS / R / 64 * 64;
-    for first in (0..job.outs).step_by(span) {
+unsafe fn columns<V: Lanes, const R: usize, const KEPT: u8>(job: &Job<'_>) {
+    for first in (0..job.outs).step_by(span(R)) {
         // SAFETY: by the caller's promise.
-        unsafe { stripe::<V, R, KEPT>(job, first, span.min(job.outs - first)) };
+        unsafe { stripe::<V, R, KEPT>(job, first, span(R).min(job.outs - first)) };
     }
 }
 
@@ -114,7 +64,7 @@ unsafe fn fused<V: Lanes, const R: usize, const KEPT: u8>(job: &Job<'_>) {
 #[inline(always)]
 unsafe fn stripe<V: Lanes, const R: usize, const KEPT: u8>(job: &Job<'_>, first: usize, outs: usize) {
     unsafe {
-        let (count, span) = (job.indices.len(), SUMS / R / 64 * 64);
+        let count = job.indices.len();
         let mut sums = [0.0f32; SUMS];
         let sums = sums.as_mut_ptr();
         let mut at = 0;
@@ -127,7 +77,7 @@ unsafe fn stripe<V: Lanes, const R: usize, const KEPT: u8>(job: &Job<'_>, first:
         }
         for r in 0..R {
             for out in (0..outs).step_by(V::LANES) {
-                job.put::<V, KEPT>(r, first + out, V::load(sums.add(r * span + out)));
+                job.put::<V, KEPT>(r, first + out, V::load(sums.add(r * span(R) + out)));
             }
         }
     }
@@ -143,8 +93,8 @@ unsafe fn add<V: Lanes, const R: usize, const N: usize, const KEPT: u8>(
     sums: *mut f32,
 ) {
     unsafe {
-        let (count, span, bytes) = (job.indices.len(), SUMS / R / 64 * 64, outs * size(KEPT));
-        let later = (AHEAD_BYTES / bytes).max(N);
+        let (count, bytes) = (job.indices.len(), outs * size(KEPT));
+        let later = (AHEAD / bytes).max(N);
         let (mut from, mut ahead) = ([job.weights; N], [job.weights; N]);
         let mut x = [[V::zero(); N]; R];
         for c in 0..N {
@@ -162,7 +112,7 @@ unsafe fn add<V: Lanes, const R: usize, const N: usize, const KEPT: u8>(
             for out in (start..outs.min(start + 64 / size(KEPT))).step_by(V::LANES) {
                 let mut sum = [V::zero(); R];
                 for r in 0..R {
-                    sum[r] = V::load(sums.add(r * span + out));
+                    sum[r] = V::load(sums.add(r * span(R) + out));
                 }
                 for c in 0..N {
                     let w = load::<V, KEPT>(from[c].add(out * size(KEPT)));
@@ -171,7 +121,7 @@ unsafe fn add<V: Lanes, const R: usize, const N: usize, const KEPT: u8>(
                     }
                 }
                 for r in 0..R {
-                    sum[r].store(sums.add(r * span + out));
+                    sum[r].store(sums.add(r * span(R) + out));
                 }
             }
         }
@@ -179,17 +129,28 @@ unsafe fn add<V: Lanes, const R: usize, const N: usize, const KEPT: u8>(
 }
 
 #[inline(always)]
-unsafe fn rows_512<const KEPT: u8>(rows: usize, job: &Job<'_>) {
+unsafe fn rows<V: Lanes, const KEPT: u8>(rows: usize, job: &Job<'_>) {
     unsafe {
         match rows {
-            1 => steps::<__m512, 1, 16, KEPT>(job),
-            2 => steps::<__m512, 2, 8, KEPT>(job),
-            3 => steps::<__m512, 3, 4, KEPT>(job),
-            4 => steps::<__m512, 4, 4, KEPT>(job),
-            5 => steps::<__m512, 5, 4, KEPT>(job),
-            6 => steps::<__m512, 6, 4, KEPT>(job),
-            7 => steps::<__m512, 7, 2, KEPT>(job),
-            _ => steps::<__m512, 8, 2, KEPT>(job),
+            1 => columns::<V, 1, KEPT>(job),
+            2 => columns::<V, 2, KEPT>(job),
+            3 => columns::<V, 3, KEPT>(job),
+            4 => columns::<V, 4, KEPT>(job),
+            5 => columns::<V, 5, KEPT>(job),
+            6 => columns::<V, 6, KEPT>(job),
+            7 => columns::<V, 7, KEPT>(job),
+            _ => columns::<V, 8, KEPT>(job),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn run<V: Lanes>(count: usize, kept: Kept, job: &Job<'_>) {
+    unsafe {
+        match kept {
+            Kept::F32 => rows::<V, F32>(count, job),
+            Kept::Bf16 => rows::<V, BF16>(count, job),
+            Kept::Int8 => rows::<V, INT8>(count, job),
         }
     }
 }
@@ -198,42 +159,14 @@ unsafe fn rows_512<const KEPT: u8>(rows: usize, job: &Job<'_>) {
 /// AVX-512; the job's pointers lead to what it describes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 pub(super) unsafe fn columns_512(rows: usize, kept: Kept, job: &Job<'_>) {
-    unsafe {
-        match kept {
-            Kept::F32 => rows_512::<F32>(rows, job),
-            Kept::Bf16 => rows_512::<BF16>(rows, job),
-            Kept::Int8 => rows_512::<INT8>(rows, job),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn rows_256<const KEPT: u8>(rows: usize, job: &Job<'_>) {
-    unsafe {
-        match rows {
-            1 => fused::<__m256, 1, KEPT>(job),
-            2 => fused::<__m256, 2, KEPT>(job),
-            3 => fused::<__m256, 3, KEPT>(job),
-            4 => fused::<__m256, 4, KEPT>(job),
-            5 => fused::<__m256, 5, KEPT>(job),
-            6 => fused::<__m256, 6, KEPT>(job),
-            7 => fused::<__m256, 7, KEPT>(job),
-            _ => fused::<__m256, 8, KEPT>(job),
-        }
-    }
+    unsafe { run::<__m512>(rows, kept, job) }
 }
 
 /// # Safety
 /// AVX2 and FMA; the job's pointers lead to what it describes.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn columns_256(rows: usize, kept: Kept, job: &Job<'_>) {
-    unsafe {
-        match kept {
-            Kept::F32 => rows_256::<F32>(rows, job),
-            Kept::Bf16 => rows_256::<BF16>(rows, job),
-            Kept::Int8 => rows_256::<INT8>(rows, job),
-        }
-    }
+    unsafe { run::<__m256>(rows, kept, job) }
 }
 
 /// 32 sums in `N` vectors; halves are added to halves.
