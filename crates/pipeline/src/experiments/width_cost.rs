@@ -546,18 +546,18 @@ mod tests {
         let choice = |storage, products| ProductChoice {
             name: "w".into(),
             storage,
-            shape: [32, 16],
+            shape: [32, 32],
             products,
             reason: Reason::Asked,
         };
         let sparse = Storage::Sparse { keep: 2, group: 4, kept: Kept::F32 };
-        // 512 weights; 2:4 as we pack it is 2.25 bytes of each and half the operations.
-        assert_eq!(demand(&[choice(Storage::F32, Products::Ort)]), (2048.0, 1024.0));
-        assert_eq!(demand(&[choice(Storage::Bf16, Products::Pilotfish)]), (1024.0, 1024.0));
-        assert_eq!(demand(&[choice(Storage::Bf16, Products::Ort)]), (2048.0, 1024.0));
-        assert_eq!(demand(&[choice(sparse, Products::Pilotfish)]), (1152.0, 512.0));
+        // 1024 weights; 2:4 as we pack it is 2.125 bytes of each and half the operations.
+        assert_eq!(demand(&[choice(Storage::F32, Products::Ort)]), (4096.0, 2048.0));
+        assert_eq!(demand(&[choice(Storage::Bf16, Products::Pilotfish)]), (2048.0, 2048.0));
+        assert_eq!(demand(&[choice(Storage::Bf16, Products::Ort)]), (4096.0, 2048.0));
+        assert_eq!(demand(&[choice(sparse, Products::Pilotfish)]), (2176.0, 1024.0));
         let twice = [choice(sparse, Products::Ort), choice(sparse, Products::Ort)];
-        assert_eq!(demand(&twice), (4096.0, 2048.0));
+        assert_eq!(demand(&twice), (8192.0, 4096.0));
     }
 
     /// Bandwidth 100 B/s and peak 40/s make bounds of 1 s at one row and 2 s at eight.
