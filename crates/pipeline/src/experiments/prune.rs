@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::page::{self, Began, Page};
 use super::session::{MODEL, ratio};
+use super::sparse_speed::Timed;
 use super::{Choice, Context, Experiment, Outcome, width_cost};
 use crate::error::Failure;
 use crate::plots::{Point, Series};
@@ -41,7 +42,11 @@ pub(super) const PRUNE: Experiment = Experiment {
         },
         Choice { name: "seeds", default: "0", about: "seeds of the calibration sequences" },
         Choice { name: "threads", default: "1", about: "threads" },
-        Choice { name: "times", default: "false", about: "write down seconds and memory too" },
+        Choice {
+            name: "times",
+            default: "false",
+            about: "write down seconds, memory and the speed of decoding too",
+        },
     ],
     run,
 };
@@ -226,7 +231,9 @@ fn run(context: &Context) -> Outcome {
         times: options.get("times")?,
     };
     let mut run = Run::open(context.results(), PRUNE.name, options, context.fresh(), context.is_quiet())?;
-    run.expect((1 + patterns.len() * pruners.len() * seeds.len()) as u64);
+    let grouped = patterns.iter().filter(|pattern| matches!(pattern, Pattern::Grouped { .. })).count();
+    let timed = if setting.times { grouped } else { 0 };
+    run.expect((1 + patterns.len() * pruners.len() * seeds.len() + timed) as u64);
     let dense: Score = run.step("dense", || setting.dense())?;
     let mut cells = Vec::new();
     for &pattern in &patterns {
@@ -240,11 +247,22 @@ fn run(context: &Context) -> Outcome {
             }
         }
     }
-    page(context, &run, began, &setting, &dense, &cells, &seeds)
+    let mut decoding = Vec::new();
+    for &pattern in &patterns {
+        // Zeros without a pattern have no kernel, and two runs with one seed give one file unless times are asked for.
+        let (Pattern::Grouped { keep, group }, true) = (pattern, setting.times) else { continue };
+        let text = &evaluation[..evaluation.len().min(128)];
+        let timed: Timed = run.step(&format!("decoding at {pattern}"), || {
+            Timed::packed(checkpoint.causal()?, text.to_vec(), [keep, group], setting.threads)
+        })?;
+        decoding.push((pattern, timed));
+    }
+    page(context, &run, began, &setting, &dense, &cells, &decoding, &seeds)
 }
 
 type Row = (Pattern, &'static str, u64, Cell);
 
+#[allow(clippy::too_many_arguments)]
 fn page(
     context: &Context,
     run: &Run,
@@ -252,6 +270,7 @@ fn page(
     setting: &Setting<'_>,
     dense: &Score,
     cells: &[Row],
+    decoding: &[(Pattern, Timed)],
     seeds: &[u64],
 ) -> Outcome {
     let mut table = Table::new(
@@ -307,6 +326,26 @@ fn page(
                 format!("{prune:.1}"),
                 format!("{evaluate:.1}"),
                 bytes,
+            ]);
+        }
+        tables.push(table);
+    }
+    if !decoding.is_empty() {
+        let mut table = Table::new(
+            "Decoding with packed kernels, f32, one row, whichever method chose the weights",
+            &["pattern", "ms a step", "dense ms", "speed-up", "MB held", "dense MB"],
+        );
+        for (pattern, timed) in decoding {
+            let ([ms, dense], bytes) = timed.medians();
+            let [held, dense_held] = bytes.map(|bytes| format!("{:.0}", bytes as f64 / 1e6));
+            let [middle, ..] = timed.speed_up();
+            table.row([
+                pattern.to_string(),
+                format!("{ms:.2}"),
+                format!("{dense:.2}"),
+                format!("{middle:.2}x"),
+                held,
+                dense_held,
             ]);
         }
         tables.push(table);

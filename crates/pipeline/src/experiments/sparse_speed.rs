@@ -54,7 +54,7 @@ pub(super) const SPARSE_SPEED: Experiment = Experiment {
 
 /// One model against the dense one of its type, steps taken in turn.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Timed {
+pub(super) struct Timed {
     /// Milliseconds of each round's step.
     sparse: Vec<f64>,
     dense: Vec<f64>,
@@ -64,8 +64,40 @@ struct Timed {
 }
 
 impl Timed {
+    /// Steps of a model whose layers are stored N:M in f32 against those of a dense one, on one row after 64 tokens. What the
+    /// weights are does not matter to either.
+    pub(super) fn packed(
+        network: &CausalNetwork,
+        text: Vec<Token>,
+        [keep, group]: [usize; 2],
+        threads: usize,
+    ) -> Result<Self, Failure> {
+        let (past, rounds) = (64, 40);
+        if text.len() < past + rounds + 4 {
+            return Err(format!("a text of {} tokens is too short to time steps on", text.len()).into());
+        }
+        let setting = Setting {
+            network,
+            text,
+            calibration: Vec::new(),
+            evaluated: 0,
+            past,
+            rounds,
+            dense_positions: 0,
+            threads,
+        };
+        let sparse = setting.load(&Variant::Pattern { keep, group }, Kept::F32, None)?;
+        setting.time(&sparse, &setting.base(Kept::F32))
+    }
+
+    /// Medians of both models' milliseconds, and the bytes that they hold: sparse, dense.
+    pub(super) fn medians(&self) -> ([f64; 2], [u64; 2]) {
+        let middle = |times: &[f64]| median(times).unwrap_or(f64::NAN);
+        ([middle(&self.sparse), middle(&self.dense)], [self.bytes, self.dense_bytes])
+    }
+
     /// The median over rounds of dense over sparse time, and its quartiles.
-    fn speed_up(&self) -> [f64; 3] {
+    pub(super) fn speed_up(&self) -> [f64; 3] {
         let mut ratios: Vec<f64> = self.dense.iter().zip(&self.sparse).map(|(d, s)| d / s).collect();
         ratios.sort_by(f64::total_cmp);
         let at = |share: f64| ratios.get(((ratios.len() - 1) as f64 * share).round() as usize).copied();
