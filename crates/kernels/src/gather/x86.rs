@@ -195,10 +195,8 @@ unsafe fn dot<V: Lanes, const N: usize>(w: *const f32, x: *const f32, len: usize
     }
 }
 
-/// # Safety
-/// AVX-512; `len` weights, a multiple of 32, and `rows` times as many activations; `y` as `dots` says.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub(super) unsafe fn dots_512(
+#[inline(always)]
+unsafe fn dots<V: Lanes, const N: usize>(
     w: *const f32,
     x: *const f32,
     len: usize,
@@ -208,9 +206,23 @@ pub(super) unsafe fn dots_512(
 ) {
     unsafe {
         for row in 0..rows {
-            *y.add(row * stride) = dot::<__m512, 2>(w, x.add(row * len), len);
+            *y.add(row * stride) = dot::<V, N>(w, x.add(row * len), len);
         }
     }
+}
+
+/// # Safety
+/// AVX-512; `len` weights, a multiple of 32, and `rows` times as many activations; `y` as `dots` of the parent says.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) unsafe fn dots_512(
+    w: *const f32,
+    x: *const f32,
+    len: usize,
+    rows: usize,
+    y: *mut f32,
+    stride: usize,
+) {
+    unsafe { dots::<__m512, 2>(w, x, len, rows, y, stride) }
 }
 
 /// # Safety
@@ -224,9 +236,5 @@ pub(super) unsafe fn dots_256(
     y: *mut f32,
     stride: usize,
 ) {
-    unsafe {
-        for row in 0..rows {
-            *y.add(row * stride) = dot::<__m256, 4>(w, x.add(row * len), len);
-        }
-    }
+    unsafe { dots::<__m256, 4>(w, x, len, rows, y, stride) }
 }

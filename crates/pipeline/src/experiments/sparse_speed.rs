@@ -133,14 +133,8 @@ impl std::fmt::Display for Variant {
 }
 
 impl Variant {
-    /// Bytes of weights of a type that a gate lets a step skip.
-    fn skipped(&self, decoder: &Decoder<'_>, plan: Option<&Plan>, kept: Kept) -> Result<u64, Failure> {
-        let Some(plan) = plan else { return Ok(0) };
-        let mut skipped = 0;
-        for index in 0..decoder.count() {
-            let all = MultiplyAdds::count(&decoder.layer(index)?, plan);
-            skipped += all.dense - all.gated;
-        }
+    /// Bytes of so many weights of a type that a gate lets a step skip.
+    fn skipped(&self, weights: u64, kept: Kept) -> u64 {
         let bytes = match kept {
             Kept::F32 => 4,
             Kept::Bf16 => 2,
@@ -148,8 +142,19 @@ impl Variant {
         };
         // Only in f32 is the up projection stored by rows; it is as large as the down projection.
         let halves = matches!(self, Self::Gated { method: GateMethod::Cats, .. } if kept != Kept::F32);
-        Ok(skipped * bytes / if halves { 2 } else { 1 })
+        weights * bytes / if halves { 2 } else { 1 }
     }
+}
+
+/// Weights that the gates of a plan let a step skip.
+fn skippable(decoder: &Decoder<'_>, plan: Option<&Plan>) -> Result<u64, Failure> {
+    let Some(plan) = plan else { return Ok(0) };
+    let mut skipped = 0;
+    for index in 0..decoder.count() {
+        let all = MultiplyAdds::count(&decoder.layer(index)?, plan);
+        skipped += all.dense - all.gated;
+    }
+    Ok(skipped)
 }
 
 impl Setting<'_> {
@@ -308,14 +313,13 @@ fn run(context: &Context) -> Outcome {
         }
         times.push(all);
     }
-    let skipped = |kind: Kept| -> Result<Vec<u64>, Failure> {
-        variants
-            .iter()
-            .zip(&plans)
-            .map(|(variant, plan)| variant.skipped(&decoder, plan.as_ref(), kind))
-            .collect()
+    // Counted once a plan: it is the same weights whatever they are kept in.
+    let skippable =
+        plans.iter().map(|plan| skippable(&decoder, plan.as_ref())).collect::<Result<Vec<_>, _>>()?;
+    let skipped = |&kind: &Kept| -> Vec<u64> {
+        variants.iter().zip(&skippable).map(|(variant, &weights)| variant.skipped(weights, kind)).collect()
     };
-    let skipped = kinds.iter().map(|&kind| skipped(kind)).collect::<Result<Vec<_>, _>>()?;
+    let skipped: Vec<Vec<u64>> = kinds.iter().map(skipped).collect();
     page(context, &run, began, &types, &variants, &qualities, &times, &skipped, &roofline)
 }
 
@@ -351,13 +355,13 @@ fn page(
         for (((variant, quality), time), skipped) in variants.iter().zip(all).zip(times).zip(skipped) {
             let allowed = time.dense_bytes as f64 / (time.bytes - skipped) as f64;
             let [middle, low, high] = time.speed_up();
-            let ms = |times: &[f64]| format!("{:.2}", median(times).unwrap_or(f64::NAN));
+            let ([ms, dense_ms], _) = time.medians();
             table.row([
                 name.clone(),
                 variant.to_string(),
                 format!("{quality:.2} (dense {dense:.2})"),
-                ms(&time.sparse),
-                ms(&time.dense),
+                format!("{ms:.2}"),
+                format!("{dense_ms:.2}"),
                 format!("{middle:.2}x"),
                 format!("{low:.2}-{high:.2}"),
                 format!("{allowed:.2}x"),
