@@ -4,11 +4,12 @@
 use std::path::Path;
 
 use pilotfish_graph::onnx::{self, Lowering};
-use pilotfish_graph::{DType, Dim, Graph, Kept, Op, Storage, Tensor, quantize};
+use pilotfish_graph::{DType, Dim, Graph, Kept, Op, Setting, Storage, Tensor, quantize};
 use pilotfish_kernels::{Dense, Float, Product};
 use pilotfish_model::{LogitForm, RowSet, Step, Steps};
 use pilotfish_runtime::{
-    LoadOptions, OnnxCausal, Products, RuntimeError, SessionConfig, lower_products, ort, product_operators,
+    Activations, LoadOptions, OnnxCausal, Products, RuntimeError, SessionConfig, lower_products,
+    lower_products_where, ort, product_operators,
 };
 use pilotfish_tests::smollm2;
 use serde_json::Value as Json;
@@ -114,6 +115,48 @@ fn every_storage_equals_its_standard_form() {
                 }
             }
         }
+    }
+}
+
+/// The standard form is that of the rounded weights; activations of eight bits are off by half a step, 1 / 254, a weight.
+#[test]
+fn activations_of_eight_bits_are_rounded_as_far_and_no_further() {
+    let (outs, ins, rows) = (33, 96, 7);
+    let numbers = |count: usize, seed: usize| -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 31) % 1999) as f32 / 999.5 - 1.0).collect()
+    };
+    let (w, x) = (numbers(outs * ins, 1), numbers(rows * ins, 2));
+    for storage in [Storage::Int4 { block: 32 }, Storage::Int8 { block: 64 }] {
+        let graph = linear(&w, outs, ins, storage);
+        let want = run(&graph, &SessionConfig::default(), &x, ins);
+        let config = SessionConfig { operators: vec![product_operators(1)], ..SessionConfig::default() };
+        let worst = |graph: &Graph| {
+            let got = run(graph, &config, &x, ins);
+            got.iter().zip(&want).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max)
+        };
+        let coarse = lower_products_where(&graph, Activations::Eight, |_, _| true).unwrap();
+        let (fine, coarse_by) = (worst(&lower_products(&graph).unwrap()), worst(&coarse));
+        assert!(coarse_by <= ins as f32 / 254.0, "{storage}: {coarse_by}");
+        // That the node said so arrived.
+        assert!(coarse_by > 20.0 * fine, "{storage}: {coarse_by}, and {fine} with 16 bits");
+        // A node that asks for what there is not.
+        let node = coarse.nodes().iter().find_map(|node| match &node.op {
+            Op::Custom(custom) => Some((custom.clone(), coarse.param_of(node.inputs[1]).unwrap())),
+            _ => None,
+        });
+        let (mut custom, packed) = node.unwrap();
+        let bits = custom.attributes.iter_mut().find(|(name, _)| name == "activation_bits").unwrap();
+        bits.1 = Setting::Int(7);
+        let mut g = Graph::new("seven");
+        let x = g.input("x", vec![Dim::symbol("T"), ins.into()], DType::F32).unwrap();
+        let packed = g.param("w", packed.tensor.clone()).unwrap();
+        let y = g.apply(Op::Custom(custom), &[x, packed]).unwrap()[0];
+        g.output("y", y).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("graph.onnx");
+        onnx::write(&g, Lowering::Standard, &path).unwrap();
+        let error = config.open(&path).unwrap_err().to_string();
+        assert!(error.contains("activations of 7 bits"), "{error}");
     }
 }
 

@@ -6,8 +6,10 @@
 //! **Activations** are rounded to 16 bits by blocks of 32: `x ~ s i` with `s = max |x| / 32639` and an integer `i`,
 //! so that a block's sum is one of integers and exact. What that costs is at most half a step an input:
 //! `|error of y| <= sum over blocks of s / 2 * sum |w|`, that is `1.6e-5 max |x|` a weight, a thousandth of what
-//! rounding the weights to four bits cost. [`Blocks::unpack`] into [`Dense`](crate::Dense) keeps the activations as
-//! they are: it is the reference that tests hold this against.
+//! rounding the weights to four bits cost. [`Activations::Eight`] rounds them to 8 bits instead, `s = max |x| / 127`,
+//! as llama.cpp and ONNX Runtime do: a step is 257 times as wide, and a product takes half the instructions (with
+//! AVX2 and weights of 8 bits as many). [`Blocks::unpack`] into [`Dense`](crate::Dense) keeps the activations as they
+//! are: it is the reference that tests hold this against.
 //!
 //! Layout: panels of 16 outputs; in a panel, block after block, a line holds four inputs (of four bits: eight)
 //! of each output, which is what an instruction multiplies and adds at once. Scales and zero points follow in
@@ -27,8 +29,6 @@ use crate::{KernelError, Product, Result};
 pub const BLOCK: usize = 32;
 /// Outputs a panel.
 const PANEL: usize = 16;
-/// The largest rounded activation: the largest number whose two bytes are both at most 127.
-const TOP: f32 = 32639.0;
 /// Weights below which a part is not worth a thread.
 #[cfg(target_arch = "x86_64")]
 const LEAST: usize = 1 << 17;
@@ -91,11 +91,32 @@ impl Gguf {
     }
 }
 
+/// What activations are rounded to, by blocks of 32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Activations {
+    /// 16 bits: integers up to 32639 in magnitude, the largest whose two bytes are both at most 127.
+    #[default]
+    Sixteen,
+    /// 8 bits: integers up to 127 in magnitude.
+    Eight,
+}
+
+impl Activations {
+    /// The largest integer.
+    pub fn top(self) -> f32 {
+        match self {
+            Self::Sixteen => 32639.0,
+            Self::Eight => 127.0,
+        }
+    }
+}
+
 /// A matrix `[outs, ins]` of integers in blocks.
 #[derive(Clone)]
 pub struct Blocks<'a> {
     lines: Lines<'a>,
     form: Form,
+    activations: Activations,
     outs: usize,
     ins: usize,
 }
@@ -213,7 +234,8 @@ impl Blocks<'static> {
     }
 
     fn empty(form: Form, outs: usize, ins: usize) -> Self {
-        Self { lines: Lines::zeros(Layout::of(form, outs, ins).total), form, outs, ins }
+        let lines = Lines::zeros(Layout::of(form, outs, ins).total);
+        Self { lines, form, activations: Activations::default(), outs, ins }
     }
 
     fn put(&mut self, out: usize, block: usize, codes: &[u8; BLOCK], scale: Scale) {
@@ -275,12 +297,23 @@ impl<'a> Blocks<'a> {
     /// Another number of bytes than such a matrix has.
     pub fn from_packed(bytes: &'a [u8], outs: usize, ins: usize, form: Form) -> Result<Self> {
         area(outs, ins)?;
-        Ok(Self { lines: Lines::from_bytes(bytes, Layout::of(form, outs, ins).total)?, form, outs, ins })
+        let lines = Lines::from_bytes(bytes, Layout::of(form, outs, ins).total)?;
+        Ok(Self { lines, form, activations: Activations::default(), outs, ins })
     }
 
     /// Bytes of such a matrix when packed; 0 for one that is refused.
     pub fn packed_bytes(outs: usize, ins: usize, form: Form) -> usize {
         area(outs, ins).map_or(0, |_| Layout::of(form, outs, ins).total)
+    }
+
+    /// The same matrix, with activations rounded so when it multiplies.
+    pub fn with_activations(self, activations: Activations) -> Self {
+        Self { activations, ..self }
+    }
+
+    /// What activations are rounded to.
+    pub fn activations(&self) -> Activations {
+        self.activations
     }
 
     /// Bits and offset.
@@ -336,7 +369,7 @@ impl<'a> Blocks<'a> {
     fn scalar(&self, x: &[f32], y: &mut [f32]) {
         let layout = Layout::of(self.form, self.outs, self.ins);
         for (x, y) in x.chunks_exact(self.ins).zip(y.chunks_exact_mut(self.outs)) {
-            let rounded: Vec<Rounded> = x.chunks(BLOCK).map(Rounded::of).collect();
+            let rounded: Vec<Rounded> = x.chunks(BLOCK).map(|x| Rounded::of(x, self.activations)).collect();
             for (out, y) in y.iter_mut().enumerate() {
                 let mut sum = 0.0f32;
                 for (block, x) in rounded.iter().enumerate() {
@@ -377,7 +410,7 @@ impl Product for Blocks<'_> {
     }
 }
 
-/// A block of activations in 16 bits.
+/// A block of activations as integers.
 struct Rounded {
     values: [i32; BLOCK],
     /// The sum of `values`.
@@ -390,12 +423,23 @@ impl Rounded {
     /// At most 32 activations, followed by zeros. A block with a number that is not finite makes a step that is
     /// not a number, and so do all products with it.
     #[inline(always)]
-    fn of(x: &[f32]) -> Self {
-        let mut padded = [0.0; BLOCK];
-        padded[..x.len()].copy_from_slice(x);
+    fn of(x: &[f32], activations: Activations) -> Self {
+        match x.try_into() {
+            Ok(block) => Self::of_block(block, activations),
+            Err(_) => {
+                let mut padded = [0.0; BLOCK];
+                padded[..x.len()].copy_from_slice(x);
+                Self::of_block(&padded, activations)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn of_block(x: &[f32; BLOCK], activations: Activations) -> Self {
+        let top = activations.top();
         let mut bits = [0u32; 8];
         // Magnitudes order as integers do; what is not a number comes out on top.
-        for eight in padded.as_chunks::<8>().0 {
+        for eight in x.as_chunks::<8>().0 {
             for lane in 0..8 {
                 bits[lane] = bits[lane].max(eight[lane].to_bits() & 0x7fff_ffff);
             }
@@ -407,375 +451,25 @@ impl Rounded {
         if most == 0.0 {
             return Self { values: [0; BLOCK], sum: 0.0, step: 0.0 };
         }
-        let inverse = TOP / most;
+        let inverse = top / most;
+        let mut values = [0; BLOCK];
+        // Plain loops: `map` would be a call, compiled without the caller's instructions.
         if !inverse.is_finite() {
             // Denormals: rare, and their steps have few bits.
-            let inverse = f64::from(TOP) / f64::from(most);
-            let values = padded.map(|x| (f64::from(x) * inverse).round_ties_even() as i32);
-            let step = (f64::from(most) / f64::from(TOP)) as f32;
+            let inverse = f64::from(top) / f64::from(most);
+            for (value, &x) in values.iter_mut().zip(x) {
+                *value = (f64::from(x) * inverse).round_ties_even() as i32;
+            }
+            let step = (f64::from(most) / f64::from(top)) as f32;
             return Self { values, sum: values.iter().sum::<i32>() as f32, step };
         }
-        // SAFETY: finite, and at most TOP and a rounding in magnitude.
-        let values = padded.map(|x| unsafe { (x * inverse).round_ties_even().to_int_unchecked::<i32>() });
-        Self { values, sum: values.iter().sum::<i32>() as f32, step: most / TOP }
+        for (value, &x) in values.iter_mut().zip(x) {
+            // SAFETY: finite, and at most the largest and a rounding in magnitude.
+            *value = unsafe { (x * inverse).round_ties_even().to_int_unchecked::<i32>() };
+        }
+        Self { values, sum: values.iter().sum::<i32>() as f32, step: most / top }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-    use std::cell::RefCell;
-
-    use super::*;
-    use crate::rows::{Group, Outputs, groups};
-
-    const MOST_512: usize = 8;
-    const MOST_256: usize = 4;
-    /// Bytes ahead of the integers being read that are asked for.
-    const AHEAD: usize = 2048;
-
-    /// A rounded block as kernels read it: bytes or pairs, then sum and step.
-    #[repr(C, align(64))]
-    #[derive(Clone, Copy)]
-    pub(super) struct Cell {
-        /// AVX-512: the high bytes of four inputs each, then the low ones. AVX2: pairs of 16 bits, of inputs
-        /// 0 and 2, 1 and 3 of each four.
-        values: [i32; 16],
-    }
-
-    thread_local! {
-        static SCRATCH: RefCell<(Vec<Cell>, Vec<[f32; 2]>)> = const { RefCell::new((Vec::new(), Vec::new())) };
-    }
-
-    #[inline(always)]
-    fn cell(rounded: &Rounded, level: Level) -> Cell {
-        let mut values = [0i32; 16];
-        if level == Level::Avx512 {
-            let high: [u8; BLOCK] = rounded.values.map(|value| ((value + 128) >> 8) as u8);
-            let low: [u8; BLOCK] = rounded.values.map(|value| value as u8);
-            for four in 0..8 {
-                let word = |bytes: &[u8; BLOCK]| {
-                    let at = 4 * four;
-                    i32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-                };
-                values[four] = word(&high);
-                values[8 + four] = word(&low);
-            }
-        } else {
-            for four in 0..8 {
-                let pair = |a: usize, b: usize| {
-                    (rounded.values[4 * four + a] & 0xffff) | (rounded.values[4 * four + b] << 16)
-                };
-                values[2 * four] = pair(0, 2);
-                values[2 * four + 1] = pair(1, 3);
-            }
-        }
-        Cell { values }
-    }
-
-    #[inline(always)]
-    fn round(
-        x: &[f32],
-        ins: usize,
-        groups: &[Group],
-        cells: &mut [Cell],
-        steps: &mut [[f32; 2]],
-        level: Level,
-    ) {
-        let blocks = ins.div_ceil(BLOCK);
-        for group in groups {
-            for row in 0..group.rows {
-                let x = &x[(group.start + row) * ins..][..ins];
-                for (block, x) in x.chunks(BLOCK).enumerate() {
-                    let rounded = Rounded::of(x);
-                    let at = group.start * blocks + block * group.rows + row;
-                    cells[at] = cell(&rounded, level);
-                    steps[at] = [rounded.sum, rounded.step];
-                }
-            }
-        }
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    fn round_512(x: &[f32], ins: usize, groups: &[Group], cells: &mut [Cell], steps: &mut [[f32; 2]]) {
-        round(x, ins, groups, cells, steps, Level::Avx512);
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    fn round_256(x: &[f32], ins: usize, groups: &[Group], cells: &mut [Cell], steps: &mut [[f32; 2]]) {
-        round(x, ins, groups, cells, steps, Level::Avx2);
-    }
-
-    pub(super) fn multiply(
-        w: &Blocks<'_>,
-        level: Level,
-        x: &[f32],
-        rows: usize,
-        y: &mut [f32],
-        threads: &dyn Parallel,
-    ) {
-        let layout = Layout::of(w.form, w.outs, w.ins);
-        let groups = groups(rows, if level == Level::Avx512 { MOST_512 } else { MOST_256 });
-        let (mut cells, mut steps) = SCRATCH.take();
-        cells.clear();
-        cells.resize(rows * layout.blocks, Cell { values: [0; 16] });
-        steps.clear();
-        steps.resize(rows * layout.blocks, [0.0; 2]);
-        // SAFETY: the level was detected.
-        unsafe {
-            match level {
-                Level::Avx512 => round_512(x, w.ins, &groups, &mut cells, &mut steps),
-                _ => round_256(x, w.ins, &groups, &mut cells, &mut steps),
-            }
-        }
-        let outputs = Outputs::new(y, w.outs);
-        let panels = w.outs.div_ceil(PANEL);
-        let bytes = w.lines.get::<u8>();
-        assert!(bytes.len() == layout.total);
-        split(threads, panels, LEAST / (PANEL * w.ins) + 1, &|range| {
-            for panel in range {
-                for (index, group) in groups.iter().enumerate() {
-                    let at = group.start * layout.blocks;
-                    let len = group.rows * layout.blocks;
-                    let (cells, steps) = (&cells[at..at + len], &steps[at..at + len]);
-                    let first = panel * layout.blocks;
-                    // SAFETY: these columns belong to this panel; the tile reads `blocks` blocks of it and of
-                    // the group's rows, which the layout and the slices above hold.
-                    unsafe {
-                        outputs.tile(*group, panel * PANEL, PANEL, false, |y, stride| {
-                            let start = bytes.as_ptr();
-                            let job = Job {
-                                codes: start.add(first * layout.codes),
-                                scales: start.add(layout.scales),
-                                others: start.add(layout.others),
-                                first,
-                                blocks: layout.blocks,
-                                cells: cells.as_ptr(),
-                                steps: steps.as_ptr(),
-                                y,
-                                stride,
-                                ahead: if index == 0 { AHEAD } else { 0 },
-                            };
-                            match level {
-                                Level::Avx512 => run_512(w.form, group.rows, &job),
-                                _ => run_256(w.form, group.rows, &job),
-                            }
-                        });
-                    }
-                }
-            }
-        });
-        SCRATCH.set((cells, steps));
-    }
-
-    /// A panel and a group of rows.
-    pub(super) struct Job {
-        codes: *const u8,
-        scales: *const u8,
-        others: *const u8,
-        first: usize,
-        blocks: usize,
-        cells: *const Cell,
-        steps: *const [f32; 2],
-        y: *mut f32,
-        stride: usize,
-        ahead: usize,
-    }
-
-    const MIDDLE: u8 = 0;
-    const MINIMUM: u8 = 1;
-    const ZERO: u8 = 2;
-
-    /// Scale and offset of a block, from the panel's lanes on.
-    #[inline(always)]
-    unsafe fn meaning_512<const EIGHT: bool, const OFFSET: u8>(job: &Job, cell: usize) -> [__m512; 2] {
-        unsafe {
-            let at = cell * PANEL;
-            let half = |from: *const u8| _mm512_cvtph_ps(_mm256_loadu_si256(from.add(2 * at).cast()));
-            match OFFSET {
-                MIDDLE => [half(job.scales), _mm512_set1_ps(if EIGHT { 128.0 } else { 8.0 })],
-                MINIMUM => [half(job.scales), half(job.others)],
-                _ => {
-                    let zeros = _mm512_cvtepu8_epi32(_mm_loadu_si128(job.others.add(at).cast()));
-                    [_mm512_loadu_ps(job.scales.add(4 * at).cast()), _mm512_cvtepi32_ps(zeros)]
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn tile_512<const R: usize, const EIGHT: bool, const OFFSET: u8>(job: &Job) {
-        unsafe {
-            let low = _mm512_set1_epi8(15);
-            let mut sums = [_mm512_setzero_ps(); R];
-            let lines = if EIGHT { 8 } else { 4 };
-            for block in 0..job.blocks {
-                let codes = job.codes.add(block * lines * LINE);
-                let cells = job.cells.add(block * R).cast::<i32>();
-                let mut high_dots = [_mm512_setzero_si512(); R];
-                let mut low_dots = [_mm512_setzero_si512(); R];
-                for line in 0..lines {
-                    let from = codes.add(line * LINE);
-                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(job.ahead).cast());
-                    let w = _mm512_loadu_si512(from.cast());
-                    let halves = if EIGHT {
-                        [w, w]
-                    } else {
-                        [_mm512_and_si512(w, low), _mm512_and_si512(_mm512_srli_epi16::<4>(w), low)]
-                    };
-                    for half in 0..if EIGHT { 1 } else { 2 } {
-                        for r in 0..R {
-                            let x = cells.add(16 * r + line + 4 * half);
-                            high_dots[r] =
-                                _mm512_dpbusd_epi32(high_dots[r], halves[half], _mm512_set1_epi32(*x));
-                            low_dots[r] =
-                                _mm512_dpbusd_epi32(low_dots[r], halves[half], _mm512_set1_epi32(*x.add(8)));
-                        }
-                    }
-                }
-                let [scale, other] = meaning_512::<EIGHT, OFFSET>(job, job.first + block);
-                for r in 0..R {
-                    let [sum, step] = *job.steps.add(block * R + r);
-                    let dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(high_dots[r]), low_dots[r]);
-                    let mut dot = _mm512_cvtepi32_ps(dot);
-                    if OFFSET != MINIMUM {
-                        dot = _mm512_fnmadd_ps(other, _mm512_set1_ps(sum), dot);
-                    }
-                    sums[r] = _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(step)), dot, sums[r]);
-                    if OFFSET == MINIMUM {
-                        sums[r] = _mm512_fmadd_ps(other, _mm512_set1_ps(step * sum), sums[r]);
-                    }
-                }
-            }
-            for r in 0..R {
-                _mm512_storeu_ps(job.y.add(r * job.stride), sums[r]);
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn meaning_256<const EIGHT: bool, const OFFSET: u8>(
-        job: &Job,
-        cell: usize,
-        part: usize,
-    ) -> [__m256; 2] {
-        unsafe {
-            let at = cell * PANEL + 8 * part;
-            let half = |from: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(from.add(2 * at).cast()));
-            match OFFSET {
-                MIDDLE => [half(job.scales), _mm256_set1_ps(if EIGHT { 128.0 } else { 8.0 })],
-                MINIMUM => [half(job.scales), half(job.others)],
-                _ => {
-                    let zeros = _mm256_cvtepu8_epi32(_mm_loadl_epi64(job.others.add(at).cast()));
-                    [_mm256_loadu_ps(job.scales.add(4 * at).cast()), _mm256_cvtepi32_ps(zeros)]
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn tile_256<const R: usize, const EIGHT: bool, const OFFSET: u8>(job: &Job, part: usize) {
-        unsafe {
-            let (nibble, byte) = (_mm256_set1_epi8(15), _mm256_set1_epi16(255));
-            let mut sums = [_mm256_setzero_ps(); R];
-            let lines = if EIGHT { 8 } else { 4 };
-            for block in 0..job.blocks {
-                let codes = job.codes.add(block * lines * LINE + 32 * part);
-                let cells = job.cells.add(block * R).cast::<i32>();
-                let mut dots = [_mm256_setzero_si256(); R];
-                for line in 0..lines {
-                    let from = codes.add(line * LINE);
-                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(job.ahead).cast());
-                    let w = _mm256_loadu_si256(from.cast());
-                    let halves = if EIGHT {
-                        [w, w]
-                    } else {
-                        [_mm256_and_si256(w, nibble), _mm256_and_si256(_mm256_srli_epi16::<4>(w), nibble)]
-                    };
-                    for half in 0..if EIGHT { 1 } else { 2 } {
-                        let even = _mm256_and_si256(halves[half], byte);
-                        let odd = _mm256_srli_epi16::<8>(halves[half]);
-                        for r in 0..R {
-                            let x = cells.add(16 * r + 2 * (line + 4 * half));
-                            let a = _mm256_madd_epi16(even, _mm256_set1_epi32(*x));
-                            let b = _mm256_madd_epi16(odd, _mm256_set1_epi32(*x.add(1)));
-                            dots[r] = _mm256_add_epi32(dots[r], _mm256_add_epi32(a, b));
-                        }
-                    }
-                }
-                let [scale, other] = meaning_256::<EIGHT, OFFSET>(job, job.first + block, part);
-                for r in 0..R {
-                    let [sum, step] = *job.steps.add(block * R + r);
-                    let mut dot = _mm256_cvtepi32_ps(dots[r]);
-                    if OFFSET != MINIMUM {
-                        dot = _mm256_fnmadd_ps(other, _mm256_set1_ps(sum), dot);
-                    }
-                    sums[r] = _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(step)), dot, sums[r]);
-                    if OFFSET == MINIMUM {
-                        sums[r] = _mm256_fmadd_ps(other, _mm256_set1_ps(step * sum), sums[r]);
-                    }
-                }
-            }
-            for r in 0..R {
-                _mm256_storeu_ps(job.y.add(r * job.stride + 8 * part), sums[r]);
-            }
-        }
-    }
-
-    macro_rules! by_form {
-        ($form:expr, $call:ident) => {
-            match ($form.bits, $form.offset) {
-                (Bits::Four, Offset::Middle) => $call!(false, MIDDLE),
-                (Bits::Four, Offset::Minimum) => $call!(false, MINIMUM),
-                (Bits::Four, Offset::Zero) => $call!(false, ZERO),
-                (Bits::Eight, Offset::Middle) => $call!(true, MIDDLE),
-                (Bits::Eight, Offset::Minimum) => $call!(true, MINIMUM),
-                (Bits::Eight, Offset::Zero) => $call!(true, ZERO),
-            }
-        };
-    }
-
-    /// # Safety
-    /// AVX-512 with VNNI; the job's pointers lead to what it describes.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn run_512(form: Form, rows: usize, job: &Job) {
-        unsafe {
-            macro_rules! rows {
-                ($eight:expr, $offset:expr) => {
-                    match rows {
-                        1 => tile_512::<1, { $eight }, { $offset }>(job),
-                        2 => tile_512::<2, { $eight }, { $offset }>(job),
-                        3 => tile_512::<3, { $eight }, { $offset }>(job),
-                        4 => tile_512::<4, { $eight }, { $offset }>(job),
-                        5 => tile_512::<5, { $eight }, { $offset }>(job),
-                        6 => tile_512::<6, { $eight }, { $offset }>(job),
-                        7 => tile_512::<7, { $eight }, { $offset }>(job),
-                        _ => tile_512::<8, { $eight }, { $offset }>(job),
-                    }
-                };
-            }
-            by_form!(form, rows);
-        }
-    }
-
-    /// # Safety
-    /// AVX2, FMA and F16C; the job's pointers lead to what it describes.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn run_256(form: Form, rows: usize, job: &Job) {
-        unsafe {
-            for part in 0..2 {
-                macro_rules! rows {
-                    ($eight:expr, $offset:expr) => {
-                        match rows {
-                            1 => tile_256::<1, { $eight }, { $offset }>(job, part),
-                            2 => tile_256::<2, { $eight }, { $offset }>(job, part),
-                            3 => tile_256::<3, { $eight }, { $offset }>(job, part),
-                            _ => tile_256::<4, { $eight }, { $offset }>(job, part),
-                        }
-                    };
-                }
-                by_form!(form, rows);
-            }
-        }
-    }
-}
+mod x86;

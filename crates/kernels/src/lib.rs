@@ -37,7 +37,7 @@ mod rows;
 mod simd;
 mod sparse;
 
-pub use blocks::{BLOCK, Bits, Blocks, Form, Gguf, Offset};
+pub use blocks::{Activations, BLOCK, Bits, Blocks, Form, Gguf, Offset};
 pub use dense::{Dense, Float};
 pub use error::{KernelError, Result};
 pub use experts::{Experts, Route};

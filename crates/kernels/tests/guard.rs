@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 use pilotfish_kernels::{
-    Active, Bits, Blocks, Columns, Dense, Float, Isa, Kept, Offset, Pattern, Product, Serial, Sparse,
+    Activations, Active, Bits, Blocks, Columns, Dense, Float, Isa, Kept, Offset, Pattern, Product, Serial,
+    Sparse,
 };
 
 const PAGE: usize = 1 << 16; // no system has larger ones by default
@@ -82,7 +83,10 @@ fn nothing_is_touched_beyond_the_end() {
             let packed = Blocks::pack(&codes, &scales, &zeros, outs, ins, bits).unwrap();
             assert_eq!(packed.form().offset, Offset::Zero);
             let mut bytes = Guarded::new(packed.packed());
-            multiply(&Blocks::from_packed(bytes.get(), outs, ins, packed.form()).unwrap());
+            for activations in [Activations::Sixteen, Activations::Eight] {
+                let packed = Blocks::from_packed(bytes.get(), outs, ins, packed.form()).unwrap();
+                multiply(&packed.with_activations(activations));
+            }
         }
         for (keep, group) in
             [(2, 4), (1, 4), (3, 4), (1, 2), (2, 8), (3, 8), (1, 8), (1, 16), (4, 32), (32, 32)]

@@ -4,7 +4,9 @@
 mod hold;
 
 use hold::{Case, activations, hold, weights};
-use pilotfish_kernels::{BLOCK, Bits, Blocks, Dense, Float, Gguf, KernelError, Product};
+use pilotfish_kernels::{
+    Activations, BLOCK, Bits, Blocks, Dense, Float, Gguf, Isa, KernelError, Product, Serial,
+};
 use proptest::prelude::*;
 
 proptest! {
@@ -31,7 +33,13 @@ proptest! {
 }
 
 /// What rounding the activations may cost: half a step an input.
-fn rounding(weights: &[f32], x: &[f32], ins: usize) -> impl Fn(usize, usize) -> f64 {
+fn rounding(
+    weights: &[f32],
+    x: &[f32],
+    ins: usize,
+    activations: Activations,
+) -> impl Fn(usize, usize) -> f64 {
+    let top = f64::from(activations.top());
     move |row, out| {
         let blocks = weights[out * ins..][..ins].chunks(BLOCK).zip(x[row * ins..][..ins].chunks(BLOCK));
         blocks
@@ -40,8 +48,8 @@ fn rounding(weights: &[f32], x: &[f32], ins: usize) -> impl Fn(usize, usize) -> 
                 let size: f64 = w.iter().map(|&w| f64::from(w).abs()).sum();
                 // A step of denormals is itself rounded; and so is its product with the block's scale, by at
                 // most half the least denormal, which then meets a sum of products of integers.
-                let product = 7.01e-46 * 32639.0 * 255.0 * w.len() as f64;
-                size * (f64::from(most) / 32639.0 * 0.5001 + 2.5e-41) + product
+                let product = 7.01e-46 * top * 255.0 * w.len() as f64;
+                size * (f64::from(most) / top * 0.5001 + 2.5e-41) + product
             })
             .sum()
     }
@@ -88,10 +96,9 @@ proptest! {
             }
             let packed = Blocks::from_gguf(&bytes, outs, ins, kind).unwrap();
             prop_assert_eq!(&packed.unpack(), &want);
-            let slack = rounding(&want, &x[offset..], ins);
-            hold(&packed, Case { weights: &want, x: &x[offset..], rows, slack: &|row, out| offset_slack(&x[offset..], ins, row) + slack(row, out) });
             let again = Blocks::from_packed(packed.packed(), outs, ins, packed.form()).unwrap();
             prop_assert_eq!(&again.unpack(), &want);
+            hold_blocks(packed, &want, &x[offset..], rows);
         }
     }
 
@@ -114,9 +121,19 @@ proptest! {
                 })
                 .collect();
             prop_assert_eq!(&packed.unpack(), &want);
-            let slack = rounding(&want, &x, ins);
-            hold(&packed, Case { weights: &want, x: &x, rows, slack: &|row, out| offset_slack(&x, ins, row) + slack(row, out) });
+            hold_blocks(packed, &want, &x, rows);
         }
+    }
+}
+
+/// Blocks with activations of either width.
+fn hold_blocks(packed: Blocks<'_>, weights: &[f32], x: &[f32], rows: usize) {
+    let [_, ins] = packed.shape();
+    for activations in [Activations::Sixteen, Activations::Eight] {
+        let packed = packed.clone().with_activations(activations);
+        let slack = rounding(weights, x, ins, activations);
+        let slack = |row: usize, out: usize| offset_slack(x, ins, row) + slack(row, out);
+        hold(&packed, Case { weights, x, rows, slack: &slack });
     }
 }
 
@@ -126,6 +143,28 @@ fn offset_slack(x: &[f32], ins: usize, row: usize) -> f64 {
     let size: f64 = x[row * ins..][..ins].iter().map(|&x| f64::from(x).abs()).sum();
     // Scales are below 1, integers below 256.
     size * 256.0 * 4e-7
+}
+/// The largest integers there are on both sides, whose sums must fit.
+#[test]
+fn largest_integers() {
+    for (bits, most) in [(Bits::Four, 15u8), (Bits::Eight, 255)] {
+        let (rows, outs, ins) = (6, 17, 64);
+        let zeros = vec![0; outs * 2];
+        let packed =
+            Blocks::pack(&vec![most; outs * ins], &vec![1.0; outs * 2], &zeros, outs, ins, bits).unwrap();
+        for activations in [Activations::Sixteen, Activations::Eight] {
+            let packed = packed.clone().with_activations(activations);
+            for &isa in Isa::available() {
+                for sign in [1.0f32, -1.0] {
+                    let mut y = vec![0.0; rows * outs];
+                    packed.apply_on(isa, &vec![sign; rows * ins], rows, &mut y, &Serial).unwrap();
+                    let want = sign * f32::from(most) * ins as f32;
+                    let near = |y: &f32| (y - want).abs() <= 1e-6 * want.abs();
+                    assert!(y.iter().all(near), "{} {bits:?} {activations:?}: {y:?}, not {want}", isa.name());
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -143,9 +182,17 @@ fn blocks_by_hand() {
     x[3] = 4.0;
     packed.apply(&x, 1, &mut y).unwrap();
     assert!((y[0] - 12.0).abs() < 2e-6, "{}", y[0]);
+    // In steps of 4 / 127 the 2 of before is 63 or 64 steps.
+    let coarse = packed.clone().with_activations(Activations::Eight);
+    assert_eq!(coarse.activations(), Activations::Eight);
+    x[3] = 2.0;
+    coarse.apply(&x, 1, &mut y).unwrap();
+    assert!((y[0] - 0.5 * (3.0 * 64.0 * 4.0 / 127.0 + 12.0)).abs() < 2e-6, "{}", y[0]);
     x[0] = f32::INFINITY;
-    packed.apply(&x, 1, &mut y).unwrap();
-    assert!(y[0].is_nan());
+    for packed in [packed, coarse] {
+        packed.apply(&x, 1, &mut y).unwrap();
+        assert!(y[0].is_nan());
+    }
 }
 
 #[test]

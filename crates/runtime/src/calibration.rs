@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::home::Home;
-use crate::products::{Products, lower_products, packed_bytes, product_operators};
+use crate::products::{Products, lower_products_where, packed_bytes, product_operators};
 use crate::{Result, RuntimeError, SessionConfig, library};
 
 /// Rows that are measured; others lie between two of them, or cost as the last one does.
@@ -220,9 +220,12 @@ pub fn compare(
         let graph = repeated(storage, shape, copies)?;
         let (lowered, operators) = match products {
             Products::Ort => (graph, vec![]),
-            Products::Pilotfish => (lower_products(&graph)?, vec![product_operators(threads)]),
+            Products::Pilotfish | Products::PilotfishA8 => {
+                let lowered = lower_products_where(&graph, products.activations(), |_, _| true)?;
+                (lowered, vec![product_operators(threads)])
+            }
             Products::Auto { .. } => {
-                let (value, want) = (products.to_string(), "ort or pilotfish");
+                let (value, want) = (products.to_string(), "ort, pilotfish or pilotfish-a8");
                 return Err(RuntimeError::Option { option: "products", value, want });
             }
         };

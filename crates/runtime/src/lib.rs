@@ -35,6 +35,7 @@ pub use export::{ExportOptions, GraphPass};
 pub use masked::OnnxMasked;
 pub use operators::Operators;
 pub use ort;
+pub use pilotfish_kernels::Activations;
 pub use planner::{ProductChoice, Reason};
 pub use products::{
     PRODUCTS_DOMAIN, Products, lower_products, lower_products_where, packed_bytes, product_operators,

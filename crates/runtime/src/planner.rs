@@ -17,7 +17,7 @@ pub struct ProductChoice {
     pub storage: Storage,
     /// `[outs, ins]`.
     pub shape: [usize; 2],
-    /// [`Products::Ort`] or [`Products::Pilotfish`].
+    /// Whose it is; never [`Products::Auto`].
     pub products: Products,
     /// Why.
     pub reason: Reason,
@@ -144,13 +144,14 @@ impl Planner {
         let ours: Vec<Key> = self
             .choices(graph)?
             .into_iter()
-            .filter(|choice| choice.products == Products::Pilotfish)
+            .filter(|choice| choice.products.ours())
             .map(|choice| (choice.storage.to_string(), choice.shape))
             .collect();
         if ours.is_empty() {
             return Ok(graph.clone());
         }
-        Ok(lower_products_where(graph, |storage, shape| ours.contains(&(storage.to_string(), shape)))?)
+        let wanted = |storage: Storage, shape| ours.contains(&(storage.to_string(), shape));
+        Ok(lower_products_where(graph, self.products.activations(), wanted)?)
     }
 }
 

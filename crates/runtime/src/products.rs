@@ -13,14 +13,16 @@ use pilotfish_graph::{
     self as graph, Custom, DType, Graph, GraphError, Op, Setting, Storage, Tensor, passes, quantize,
 };
 use pilotfish_kernels::{
-    Active, Bits, Blocks, Columns, Dense, Float, Form, Kept, KernelError, Neurons, Offset, Parallel, Pattern,
-    Product, Sparse,
+    Activations, Active, Bits, Blocks, Columns, Dense, Float, Form, Kept, KernelError, Neurons, Offset,
+    Parallel, Pattern, Product, Sparse,
 };
 
 use crate::{Operators, Result};
 
 /// The domain of our operators.
 pub const PRODUCTS_DOMAIN: &str = "pilotfish";
+/// Bits that activations of block products are rounded to; 16 where a node does not say.
+const ACTIVATION_BITS: &str = "activation_bits";
 pub(crate) const PROVIDER: &str = "pilotfish-runtime (product_operators)";
 
 /// Whose kernels multiply matrices.
@@ -33,6 +35,9 @@ pub enum Products {
     Ort,
     /// Ours, where they have the storage.
     Pilotfish,
+    /// Ours, with activations rounded to 8 bits instead of 16 where weights are blocks of integers: as coarse as ONNX
+    /// Runtime's products of blocks are, and faster.
+    PilotfishA8,
     /// For each matrix the faster of the two on this machine, at steps of so many rows
     /// ([`Calibration`](crate::Calibration)). Measured the first time, which takes seconds.
     Auto {
@@ -41,11 +46,27 @@ pub enum Products {
     },
 }
 
+impl Products {
+    /// Whether these are kernels of `pilotfish-kernels`.
+    pub fn ours(self) -> bool {
+        matches!(self, Self::Pilotfish | Self::PilotfishA8)
+    }
+
+    /// What ours round activations to where weights are blocks of integers.
+    pub fn activations(self) -> Activations {
+        match self {
+            Self::PilotfishA8 => Activations::Eight,
+            Self::Ort | Self::Pilotfish | Self::Auto { .. } => Activations::Sixteen,
+        }
+    }
+}
+
 impl std::fmt::Display for Products {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Ort => f.write_str("ort"),
             Self::Pilotfish => f.write_str("pilotfish"),
+            Self::PilotfishA8 => f.write_str("pilotfish-a8"),
             Self::Auto { rows } => write!(f, "auto:{rows}"),
         }
     }
@@ -54,16 +75,17 @@ impl std::fmt::Display for Products {
 impl std::str::FromStr for Products {
     type Err = crate::RuntimeError;
 
-    /// `ort`, `pilotfish`, `auto` (for one row) or `auto:ROWS`.
+    /// `ort`, `pilotfish`, `pilotfish-a8`, `auto` (for one row) or `auto:ROWS`.
     fn from_str(text: &str) -> Result<Self> {
         let wrong = || crate::RuntimeError::Option {
             option: "products",
             value: text.into(),
-            want: "ort, pilotfish, auto or auto:ROWS",
+            want: "ort, pilotfish, pilotfish-a8, auto or auto:ROWS",
         };
         match text {
             "ort" => Ok(Self::Ort),
             "pilotfish" => Ok(Self::Pilotfish),
+            "pilotfish-a8" => Ok(Self::PilotfishA8),
             "auto" => Ok(Self::Auto { rows: 1 }),
             _ => {
                 let rows = text.strip_prefix("auto:").and_then(|rows| rows.parse().ok());
@@ -78,19 +100,19 @@ impl std::str::FromStr for Products {
 enum Kind {
     F32,
     Bf16,
-    Int4,
-    Int8,
+    Blocks(Bits, Activations),
     Sparse(Pattern, Kept),
     Columns(Kept),
     Rows,
 }
 
-/// One of each but for [`Kind::Rows`], which has an operator of its own; pattern and type are the node's.
+/// One of each but for [`Kind::Rows`], which has an operator of its own; pattern, type and what activations are rounded to
+/// are the node's.
 const KINDS: [Kind; 6] = [
     Kind::F32,
     Kind::Bf16,
-    Kind::Int4,
-    Kind::Int8,
+    Kind::Blocks(Bits::Four, Activations::Sixteen),
+    Kind::Blocks(Bits::Eight, Activations::Sixteen),
     Kind::Sparse(Pattern { keep: 1, group: 1 }, Kept::F32),
     Kind::Columns(Kept::F32),
 ];
@@ -113,12 +135,16 @@ pub(crate) fn bits(kept: Kept) -> i64 {
 }
 
 impl Kind {
-    fn of(storage: Storage) -> Option<Self> {
+    fn of(storage: Storage, activations: Activations) -> Option<Self> {
         match storage {
             Storage::F32 => Some(Self::F32),
             Storage::Bf16 => Some(Self::Bf16),
-            Storage::Int4 { block } if block % pilotfish_kernels::BLOCK == 0 => Some(Self::Int4),
-            Storage::Int8 { block } if block % pilotfish_kernels::BLOCK == 0 => Some(Self::Int8),
+            Storage::Int4 { block } if block % pilotfish_kernels::BLOCK == 0 => {
+                Some(Self::Blocks(Bits::Four, activations))
+            }
+            Storage::Int8 { block } if block % pilotfish_kernels::BLOCK == 0 => {
+                Some(Self::Blocks(Bits::Eight, activations))
+            }
             Storage::Sparse { keep, group, kept: values } => {
                 Some(Self::Sparse(Pattern { keep, group }, kept(values)))
             }
@@ -132,8 +158,8 @@ impl Kind {
         match self {
             Self::F32 => "LinearF32",
             Self::Bf16 => "LinearBf16",
-            Self::Int4 => "LinearInt4",
-            Self::Int8 => "LinearInt8",
+            Self::Blocks(Bits::Four, _) => "LinearInt4",
+            Self::Blocks(Bits::Eight, _) => "LinearInt8",
             Self::Sparse(..) => "LinearSparse",
             Self::Columns(_) => "LinearColumns",
             Self::Rows => crate::skipping::ROWS,
@@ -149,12 +175,12 @@ impl Kind {
         y: &mut [f32],
         threads: &dyn Parallel,
     ) -> Result<(), KernelError> {
-        let form = |bits| Form { bits, offset: Offset::Zero };
         let product: Box<dyn Product + '_> = match self {
             Self::F32 | Self::Rows => Box::new(Dense::from_packed(bytes, outs, ins, Float::F32)?),
             Self::Bf16 => Box::new(Dense::from_packed(bytes, outs, ins, Float::Bf16)?),
-            Self::Int4 => Box::new(Blocks::from_packed(bytes, outs, ins, form(Bits::Four))?),
-            Self::Int8 => Box::new(Blocks::from_packed(bytes, outs, ins, form(Bits::Eight))?),
+            Self::Blocks(bits, activations) => {
+                Box::new(Blocks::from_packed(bytes, outs, ins, form(bits))?.with_activations(activations))
+            }
             Self::Sparse(pattern, kept) => Box::new(Sparse::from_packed(bytes, outs, ins, pattern, kept)?),
             Self::Columns(kept) => {
                 let columns = Columns::from_packed(bytes, outs, ins, kept)?;
@@ -211,21 +237,28 @@ pub(crate) fn pack(tensor: &Tensor, storage: Storage) -> pilotfish_graph::Result
     })
 }
 
+/// How our own blocks are stored.
+fn form(bits: Bits) -> Form {
+    Form { bits, offset: Offset::Zero }
+}
+
 /// A graph whose linear layers are our operators, where their matrix is a parameter and its storage is one that our
 /// kernels have; the others stay.
 ///
 /// # Errors
 /// A matrix that cannot be packed, found when the graph is written.
 pub fn lower_products(graph: &Graph) -> pilotfish_graph::Result<Graph> {
-    lower_products_where(graph, |_, _| true)
+    lower_products_where(graph, Activations::default(), |_, _| true)
 }
 
-/// As [`lower_products`], of matrices whose storage and shape `[outs, ins]` are wanted.
+/// As [`lower_products`], of matrices whose storage and shape `[outs, ins]` are wanted; where they are blocks of integers,
+/// activations are rounded as said.
 ///
 /// # Errors
 /// As there.
 pub fn lower_products_where(
     graph: &Graph,
+    activations: Activations,
     wanted: impl Fn(Storage, [usize; 2]) -> bool,
 ) -> pilotfish_graph::Result<Graph> {
     let graph = &crate::skipping::lower(graph, &wanted)?;
@@ -233,7 +266,9 @@ pub fn lower_products_where(
         let Op::Linear(storage) = node.op else { return Ok(None) };
         // Rows that no gate reads are a plain matrix.
         let storage = if storage == Storage::Rows { Storage::F32 } else { storage };
-        let (Some(param), Some(kind)) = (new.param_of(inputs[1]), Kind::of(storage)) else { return Ok(None) };
+        let (Some(param), Some(kind)) = (new.param_of(inputs[1]), Kind::of(storage, activations)) else {
+            return Ok(None);
+        };
         let (name, tensor) = (format!("{}.pilotfish.{storage}", param.name), param.tensor.clone());
         let [outs, ins] = [tensor.shape()[0], tensor.shape()[1]];
         if !wanted(storage, [outs, ins]) {
@@ -248,6 +283,9 @@ pub fn lower_products_where(
             attributes.push(("keep".into(), Setting::Int(keep as i64)));
             attributes.push(("group".into(), Setting::Int(group as i64)));
             attributes.push(("bits".into(), Setting::Int(bits(kept))));
+        }
+        if let Kind::Blocks(_, Activations::Eight) = kind {
+            attributes.push((ACTIVATION_BITS.into(), Setting::Int(8)));
         }
         if let Kind::Columns(kept) = kind {
             attributes.push(("bits".into(), Setting::Int(bits(kept))));
@@ -283,17 +321,15 @@ pub(crate) fn as_words(
 
 /// Bytes of a matrix `[outs, ins]` as our kernels read it, if they have the storage.
 pub fn packed_bytes(storage: Storage, [outs, ins]: [usize; 2]) -> Option<usize> {
-    Kind::of(storage).map(|kind| 4 * packed_len(kind, outs, ins))
+    Kind::of(storage, Activations::default()).map(|kind| 4 * packed_len(kind, outs, ins))
 }
 
 /// Words of a packed matrix.
 fn packed_len(kind: Kind, outs: usize, ins: usize) -> usize {
-    let form = |bits| Form { bits, offset: Offset::Zero };
     let bytes = match kind {
         Kind::F32 => Dense::packed_bytes(outs, ins, Float::F32),
         Kind::Bf16 => Dense::packed_bytes(outs, ins, Float::Bf16),
-        Kind::Int4 => Blocks::packed_bytes(outs, ins, form(Bits::Four)),
-        Kind::Int8 => Blocks::packed_bytes(outs, ins, form(Bits::Eight)),
+        Kind::Blocks(bits, _) => Blocks::packed_bytes(outs, ins, form(bits)),
         Kind::Sparse(pattern, kept) => Sparse::packed_bytes(outs, ins, pattern, kept),
         Kind::Columns(kept) => Columns::packed_bytes(outs, ins, kept),
         Kind::Rows => Neurons::packed_bytes(outs, ins),
@@ -359,6 +395,7 @@ impl Operator for Linear {
                 kept_of(context)?,
             ),
             Kind::Columns(_) => Kind::Columns(kept_of(context)?),
+            Kind::Blocks(bits, _) => Kind::Blocks(bits, activations_of(context)?),
             kind => kind,
         };
         let (shape, width) = ([size(context, "outs")?, size(context, "ins")?], self.threads);
@@ -411,6 +448,15 @@ pub(crate) fn kept_of(context: &KernelContext<'_>) -> ort::Result<Kept> {
         16 => Ok(Kept::Bf16),
         8 => Ok(Kept::Int8),
         other => Err(ort::Error::new(format!("pilotfish: weights of {other} bits"))),
+    }
+}
+
+/// What activations are rounded to.
+fn activations_of(context: &KernelContext<'_>) -> ort::Result<Activations> {
+    match context.get::<i64>(ACTIVATION_BITS) {
+        None | Some(16) => Ok(Activations::Sixteen),
+        Some(8) => Ok(Activations::Eight),
+        Some(other) => Err(ort::Error::new(format!("pilotfish: activations of {other} bits"))),
     }
 }
 

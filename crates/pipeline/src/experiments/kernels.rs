@@ -231,9 +231,7 @@ fn run(context: &Context) -> Outcome {
             ),
             "ONNX Runtime multiplies bf16 and pruned matrices as dense f32, so its f32 figures stand for them.".into(),
             "Gathered products run outside sessions, with finding the active inputs in their time.".into(),
-            "The bound of int4 and int8 takes the peak of byte products; our kernels use two of them for each, as \
-             activations have 16 bits."
-                .into(),
+            width_cost::INTEGERS.into(),
         ],
         ..ResultFile::default()
     };
@@ -257,9 +255,8 @@ fn variants(
             Storage::Sparse { keep, group, .. } => keep as f64 / group as f64,
             _ => 1.0,
         };
-        let dense = matches!(storage, Storage::Bf16 | Storage::Sparse { .. });
-        for products in [Products::Ort, Products::Pilotfish] {
-            if !fits(storage, shape[1]) || dense && products == Products::Ort {
+        for products in [Products::Ort, Products::Pilotfish, Products::PilotfishA8] {
+            if !fits(storage, shape[1]) || !width_cost::distinct(names, name, products)? {
                 continue;
             }
             variants.push((storage, products));

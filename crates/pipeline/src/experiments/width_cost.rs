@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use pilotfish_architectures::Checkpoint;
-use pilotfish_evaluation::median;
+use pilotfish_evaluation::{Perplexity, PerplexityConfig, median, perplexity, texts};
 use pilotfish_graph::{Kept, Storage};
 use pilotfish_kernels::Roofline;
 use pilotfish_model::{CausalModel, LogitForm, RowSet, Step, Steps, Token};
@@ -12,6 +12,7 @@ use pilotfish_runtime::{LoadOptions, OnnxCausal, ProductChoice, Products, librar
 use serde::{Deserialize, Serialize};
 
 use super::page::Began;
+use super::prune::tokens;
 use super::{Choice, Context, Experiment, Outcome};
 use crate::error::Failure;
 use crate::plots::{Kind, Plot, Point, Series};
@@ -36,11 +37,20 @@ pub const WIDTH_COST: Experiment = Experiment {
             default: "f32,bf16,int8,int4,2:4",
             about: "storages: f32, bf16, int8, int4, N:M",
         },
-        Choice { name: "products", default: "ort,pilotfish", about: "kernels: ort, pilotfish, auto:ROWS" },
+        Choice {
+            name: "products",
+            default: "ort,pilotfish,pilotfish-a8",
+            about: "kernels: ort, pilotfish, pilotfish-a8 (blocks of integers only), auto:ROWS",
+        },
         Choice { name: "threads", default: "1,2", about: "numbers of threads" },
         Choice { name: "widths", default: "1,2,3,4,6,8,12,16", about: "rows a step" },
         Choice { name: "past", default: "128", about: "rows in the cache before the step" },
         Choice { name: "repeats", default: "15", about: "measurements of each, interleaved" },
+        Choice {
+            name: "text-tokens",
+            default: "2048",
+            about: "tokens of a novel that each is scored on, to show what rounding costs; 0 for none",
+        },
     ],
     run,
 };
@@ -219,7 +229,7 @@ fn demand(choices: &[ProductChoice]) -> (f64, f64) {
         let [outs, ins] = choice.shape;
         let dense = (outs * ins) as f64;
         let packed = packed_bytes(choice.storage, choice.shape).map_or(4.0 * dense, |bytes| bytes as f64);
-        let ours = choice.products == Products::Pilotfish;
+        let ours = choice.products.ours();
         let (read, share) = match choice.storage {
             Storage::Sparse { keep, group, .. } if ours => (packed, keep as f64 / group as f64),
             Storage::Bf16 | Storage::Sparse { .. } if !ours => (4.0 * dense, 1.0),
@@ -261,6 +271,24 @@ impl Curve {
     }
 }
 
+/// How well a model predicts a text, which tells what the rounding of weights and activations costs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Quality {
+    storage: String,
+    products: String,
+    perplexity: Perplexity,
+}
+
+/// Whether such products of such a storage are measured: not where they are the same as others of the list.
+pub(super) fn distinct(storages: &[String], name: &str, products: Products) -> Result<bool, String> {
+    Ok(match (storage(name)?, products) {
+        // For ONNX Runtime these are dense f32.
+        (Storage::Bf16 | Storage::Sparse { .. }, Products::Ort) => !storages.iter().any(|name| name == "f32"),
+        (kept, Products::PilotfishA8) => matches!(kept, Storage::Int4 { .. } | Storage::Int8 { .. }),
+        _ => true,
+    })
+}
+
 /// A bar: what must be reached, what was, and where it was not, what the machine did.
 struct Bar {
     product: &'static str,
@@ -288,7 +316,7 @@ fn bars(curves: &[Curve], roofline: &Roofline) -> Vec<Bar> {
     }
     for (rows, most) in [(1, 0.8), (8, 0.7)] {
         let must = format!("{most}x ONNX Runtime at w = {rows}");
-        bar("f32, whole step", must, ratio(f32, f32_ort, rows), most, f32_ort.map(|c| c.profile(rows)));
+        bar("f32, whole step", must, ratio(f32, f32_ort, rows), most, f32.map(|c| c.profile(rows)));
     }
     let bf16 = find("bf16", "pilotfish");
     let profile = |curve: Option<&Curve>, rows| curve.map(|curve| curve.profile(rows));
@@ -298,8 +326,13 @@ fn bars(curves: &[Curve], roofline: &Roofline) -> Vec<Bar> {
         widths.filter_map(|rows| Some((ratio(bf16, f32, rows)?, rows))).max_by(|a, b| a.0.total_cmp(&b.0));
     let (worst, at) = worst.map_or((None, 1), |(ratio, rows)| (Some(ratio), rows));
     bar("bf16, whole step", "never slower than our f32".into(), worst, 1.0, profile(bf16, at));
-    for (name, product) in [("int4", "int4 blocks, whole step"), ("int8", "int8 blocks, whole step")] {
-        let (ours, ort) = (find(name, "pilotfish"), find(name, "ort"));
+    for (name, products, product) in [
+        ("int4", "pilotfish-a8", "int4 blocks, whole step, activations of 8 bits on both sides"),
+        ("int4", "pilotfish", "int4 blocks, whole step, ours with activations of 16 bits"),
+        ("int8", "pilotfish-a8", "int8 blocks, whole step, activations of 8 bits on both sides"),
+        ("int8", "pilotfish", "int8 blocks, whole step, ours with activations of 16 bits"),
+    ] {
+        let (ours, ort) = (find(name, products), find(name, "ort"));
         for (rows, most) in [(1, 1.0), (4, 0.7), (8, 0.7)] {
             let must = format!("{most}x MatMulNBits at w = {rows}");
             bar(product, must, ratio(ours, ort, rows), most, profile(ours, rows));
@@ -337,6 +370,10 @@ fn run(context: &Context) -> Outcome {
     let threads = options.list::<usize>("threads")?;
     let widths = options.list::<usize>("widths")?;
     let (past, repeats) = (options.get::<usize>("past")?, options.get::<usize>("repeats")?);
+    let text_tokens = options.get::<usize>("text-tokens")?;
+    if text_tokens == 1 {
+        return Err("text-tokens must be 0 or at least 2: the first token of a text is not scored".into());
+    }
     if [storages.len(), products.len(), threads.len(), widths.len(), repeats].contains(&0)
         || widths.contains(&0)
         || threads.contains(&0)
@@ -350,7 +387,15 @@ fn run(context: &Context) -> Outcome {
     let checkpoint = checkpoint(context, options.text("model")?)?;
     let mut run =
         Run::open(context.results(), WIDTH_COST.name, options, context.fresh(), context.is_quiet())?;
-    run.expect(2 * threads.len() as u64);
+    let text = match text_tokens {
+        0 => Vec::new(),
+        count => {
+            let mut text = tokens(&checkpoint.tokenizer()?, "", texts::NORTHANGER_ABBEY)?;
+            text.truncate(count);
+            text
+        }
+    };
+    run.expect(2 * threads.len() as u64 + u64::from(!text.is_empty()));
     let (mut curves, mut rooflines) = (Vec::<Curve>::new(), Vec::new());
     for &threads in &threads {
         rooflines.push(run.step(&format!("roofline, {threads} threads"), || {
@@ -360,9 +405,7 @@ fn run(context: &Context) -> Outcome {
             let (mut models, mut labels) = (Vec::new(), Vec::new());
             for name in &storages {
                 for &products in &products {
-                    // For ONNX Runtime these are dense f32.
-                    let dense = matches!(storage(name)?, Storage::Bf16 | Storage::Sparse { .. });
-                    if dense && products == Products::Ort && storages.iter().any(|name| name == "f32") {
+                    if !distinct(&storages, name, products)? {
                         continue;
                     }
                     let options =
@@ -392,7 +435,32 @@ fn run(context: &Context) -> Outcome {
         })?;
         curves.extend(measured);
     }
-    let (tables, plots) = show(&curves, &rooflines, &widths);
+    let qualities = match text.is_empty() {
+        true => Vec::new(),
+        false => run.step("perplexities", || {
+            let mut qualities = Vec::new();
+            for name in &storages {
+                for &products in &products {
+                    if !distinct(&storages, name, products)? {
+                        continue;
+                    }
+                    let options = LoadOptions::default().storage(storage(name)?).products(products);
+                    let mut model = OnnxCausal::from_checkpoint(&checkpoint, &options)?;
+                    let perplexity = perplexity(&mut model, &text, &PerplexityConfig::default())?;
+                    qualities.push(Quality {
+                        storage: name.clone(),
+                        products: products.to_string(),
+                        perplexity,
+                    });
+                }
+            }
+            Ok::<_, Failure>(qualities)
+        })?,
+    };
+    let (mut tables, plots) = show(&curves, &rooflines, &widths);
+    if !qualities.is_empty() {
+        tables.push(quality_table(&qualities));
+    }
     for table in &tables {
         context.show(&table.terminal());
     }
@@ -400,6 +468,7 @@ fn run(context: &Context) -> Outcome {
         context.show(&format!("{} {}:\n  {}", curve.storage, curve.products, curve.choices.join("\n  ")));
     }
     let rows = curves.iter().map(serde_json::to_value).chain(rooflines.iter().map(serde_json::to_value));
+    let rows = rows.chain(qualities.iter().map(serde_json::to_value));
     let result = ResultFile {
         experiment: WIDTH_COST.name.into(),
         title: format!("What a step of several rows costs: {}", checkpoint.name()),
@@ -425,14 +494,33 @@ fn notes() -> Vec<String> {
         "Bytes are those of the matrices as the kernels read them, operations two for a multiply-add; attention over \
          the cache, norms and the argmax are in the times and not in the bound."
             .into(),
-        "The bound of int4 and int8 takes the peak of byte products; our kernels round activations to 16 bits and so \
-         use two of them for each."
-            .into(),
+        INTEGERS.into(),
         "'outside' is the share of a step spent outside ONNX Runtime's own calls: masks, cache bookkeeping, rows in \
          and out, the argmax."
             .into(),
         "ONNX Runtime multiplies bf16 and pruned matrices as dense f32, so its f32 figures stand for them.".into(),
     ]
+}
+
+/// What the bound of integers leaves open.
+pub(super) const INTEGERS: &str = "The bound of int4 and int8 takes the peak of byte products. ONNX Runtime's MatMulNBits \
+    and pilotfish-a8 round activations to 8 bits and use one of them for each weight; pilotfish rounds to 16 bits and \
+    uses two. With AVX2 that has no byte products, our kernels of int8 weights are the same for both.";
+
+fn quality_table(qualities: &[Quality]) -> Table {
+    let mut table = Table::new(
+        "What rounding costs: the opening of a novel",
+        &["storage", "kernels", "perplexity", "nats a token"],
+    );
+    for Quality { storage, products, perplexity } in qualities {
+        table.row([
+            storage.clone(),
+            products.clone(),
+            format!("{:.3}", perplexity.value()),
+            format!("{:.4}", perplexity.nats / perplexity.tokens as f64),
+        ]);
+    }
+    table
 }
 
 /// The limits of a machine.
@@ -570,6 +658,7 @@ mod tests {
             curve("bf16", "pilotfish", [600.0, 3300.0]),
             curve("int4", "ort", [100.0, 400.0]),
             curve("int4", "pilotfish", [100.0, 300.0]),
+            curve("int4", "pilotfish-a8", [100.0, 200.0]),
         ];
         let table = table_of(&bars(&curves, &roofline));
         let cell = |must: &str| {
@@ -583,8 +672,14 @@ mod tests {
         assert_eq!(cell("0.7x ONNX Runtime at w = 8"), ("0.75x", "missed"));
         assert_eq!(cell("0.6x our f32 at w = 1"), ("0.50x", "met"));
         assert_eq!(cell("never slower than our f32"), ("1.10x", "missed"));
-        assert_eq!(cell("1x MatMulNBits at w = 1"), ("1.00x", "met"));
-        assert_eq!(cell("0.7x MatMulNBits at w = 8"), ("0.75x", "missed"));
+        let blocks = |activations: &str, must: &str| {
+            let mut rows = table.rows.iter().filter(|row| row[0].starts_with("int4"));
+            let row = rows.find(|row| row[0].contains(activations) && row[1].ends_with(must)).unwrap();
+            (row[2].as_str(), row[3].as_str())
+        };
+        assert_eq!(blocks("16 bits", "1x MatMulNBits at w = 1"), ("1.00x", "met"));
+        assert_eq!(blocks("16 bits", "0.7x MatMulNBits at w = 8"), ("0.75x", "missed"));
+        assert_eq!(blocks("8 bits on", "0.7x MatMulNBits at w = 8"), ("0.50x", "met"));
         // 100 bytes and 80 operations in 3 s.
         assert_eq!(curves[1].profile(8), "at 8: 3000.0 ms, 0.0 GB/s, 0 G operations/s");
         assert_eq!(curves[3].bound(&roofline, 8), 1000.0);
