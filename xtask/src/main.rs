@@ -5,6 +5,7 @@
 mod cargo;
 mod conformance;
 mod docs;
+mod emulate;
 mod experiment;
 mod generate;
 mod label;

@@ -1,10 +1,12 @@
 //! `test` and `lint`.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, bail};
 use pilotfish_runtime::home::{HOME_VARIABLE, Home};
 
 use crate::cargo::{cargo, run as start};
-use crate::{docs, methods, setup};
+use crate::{docs, emulate, methods, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -14,6 +16,13 @@ pub(crate) struct Arguments {
     /// Run `lint` first
     #[arg(long)]
     all: bool,
+    /// Run the kernels' tests alone, on an emulated processor with AVX-512; needs Bochs and some of Debian's packages,
+    /// which it names, and takes about ten minutes
+    #[arg(long, conflicts_with_all = ["slow", "all"])]
+    emulated: bool,
+    /// A Linux kernel's image for the emulation; the newest in /boot otherwise
+    #[arg(long, requires = "emulated")]
+    kernel: Option<PathBuf>,
     /// Words passed on to `cargo test`, such as `-p pilotfish-model` or `-- --nocapture`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<String>,
@@ -35,6 +44,9 @@ pub(crate) fn run_tests(arguments: &Arguments) -> Result<()> {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.emulated {
+        return emulate::run(arguments.kernel.as_deref());
+    }
     let linted = if arguments.all { lint() } else { Ok(()) };
     run_tests(arguments)?;
     linted

@@ -11,9 +11,9 @@ use crate::{KernelError, Product, Result};
 
 /// Outputs a panel.
 const PANEL: usize = 32;
-/// Inputs that are multiplied with all groups of rows before the next ones are read: 16 KB of f32 weights,
+/// Inputs that are multiplied with all groups of rows before the next ones are read: 12 KB of f32 weights,
 /// which stay in the first cache.
-const CHUNK: usize = 128;
+const CHUNK: usize = 96;
 /// Weights below which a part is not worth a thread.
 const LEAST: usize = 1 << 15;
 
@@ -201,7 +201,7 @@ impl<'a> Dense<'a> {
         let panel_bytes = PANEL * ins * self.float.bytes();
         assert!(range.end * panel_bytes <= bytes.len());
         // A second pass finds the weights of a chunk in the first cache.
-        let lone = groups.len() == 1 && parts(level, groups[0].rows) == 1;
+        let lone = groups.len() == 1 && parts(level, self.float, groups[0].rows) == 1;
         let chunk = if lone { ins } else { CHUNK };
         let mut panel = range.start;
         while panel < range.end {
@@ -219,7 +219,7 @@ impl<'a> Dense<'a> {
                     // What is read next is asked for early: a little ahead by a lone pass; the next chunk, piece by
                     // piece, by the first of several, so that reading never waits for arithmetic.
                     let step = PANEL * self.float.bytes();
-                    let parts = parts(level, group.rows);
+                    let parts = parts(level, self.float, group.rows);
                     let shares = (groups.len() * parts).min(4);
                     let (ask, ask_step, ask_part) = match index * parts {
                         _ if shares == 1 => (AHEAD, step, 0),
@@ -285,7 +285,7 @@ use x86::*;
 mod x86 {
     use std::arch::x86_64::{__m256, __m512, _MM_HINT_T0, _mm_prefetch};
 
-    use super::{BLOCK, Group, Level, PANEL};
+    use super::{BLOCK, Float, Group, Level, PANEL};
     use crate::simd::Lanes;
 
     /// Rows of a group: with two vectors of weights and one of activations, their sums fill the registers.
@@ -305,9 +305,15 @@ mod x86 {
         }
     }
 
+    /// Rows that AVX2 has registers for, with all outputs of a panel: the two of bf16 need one more for what they are made
+    /// of.
+    const fn whole(bf16: bool) -> usize {
+        if bf16 { 2 } else { 3 }
+    }
+
     /// How often a panel is gone over for so many rows.
-    pub(super) fn parts(level: Level, rows: usize) -> usize {
-        if level == Level::Avx512 || rows <= 3 { 1 } else { 2 }
+    pub(super) fn parts(level: Level, float: Float, rows: usize) -> usize {
+        if level == Level::Avx512 || rows <= whole(float == Float::Bf16) { 1 } else { 2 }
     }
 
     /// A product of some panels with a group of rows.
@@ -335,6 +341,15 @@ mod x86 {
         ask: *const u8,
     ) {
         unsafe {
+            // Activations wait in registers for weights where they are fewer, and a vector of f32 weights is gone before
+            // the next is read: three rows of a whole panel fill the registers otherwise.
+            let wait = !BF16 && R < P * H;
+            let mut rows = [V::zero(); R];
+            if wait {
+                for r in 0..R {
+                    rows[r] = V::splat(*x.add(r * BLOCK));
+                }
+            }
             let mut w = [[V::zero(); H]; P];
             for p in 0..P {
                 let from = weights.add(p * panel_bytes);
@@ -343,21 +358,28 @@ mod x86 {
                 if !BF16 {
                     _mm_prefetch::<_MM_HINT_T0>(ask.wrapping_add(64).cast());
                 }
-                for h in (0..H).step_by(2) {
-                    let from = from.cast::<f32>().add(if BF16 { h / 2 } else { h } * V::LANES);
-                    let two = if BF16 {
-                        V::load_bf16(from.cast())
-                    } else {
-                        [V::load(from), V::load(from.add(V::LANES))]
-                    };
-                    [w[p][h], w[p][h + 1]] = two;
+                for h in 0..H {
+                    if BF16 && h % 2 == 0 {
+                        let two = V::load_bf16(from.cast::<u32>().add(h / 2 * V::LANES));
+                        [w[p][h], w[p][h + 1]] = two;
+                    }
+                    if !BF16 {
+                        w[p][h] = V::load(from.cast::<f32>().add(h * V::LANES));
+                    }
+                    if wait {
+                        for r in 0..R {
+                            sums[r][p][h] = w[p][h].fma(rows[r], sums[r][p][h]);
+                        }
+                    }
                 }
             }
-            for r in 0..R {
-                let x = V::splat(*x.add(r * BLOCK));
-                for p in 0..P {
-                    for h in 0..H {
-                        sums[r][p][h] = w[p][h].fma(x, sums[r][p][h]);
+            if !wait {
+                for r in 0..R {
+                    let x = V::splat(*x.add(r * BLOCK));
+                    for p in 0..P {
+                        for h in 0..H {
+                            sums[r][p][h] = w[p][h].fma(x, sums[r][p][h]);
+                        }
                     }
                 }
             }
@@ -426,15 +448,14 @@ mod x86 {
     #[inline(always)]
     unsafe fn run<V: Lanes, const BF16: bool>(rows: usize, panels: usize, job: Job) {
         // All outputs of a panel at once where there are registers for their sums: then it is read once, in order.
-        if V::LANES == 8 {
+        if V::LANES == 8 && rows <= whole(BF16) {
             // SAFETY: by the caller's promise.
             unsafe {
                 match (rows, panels) {
                     (1, 2) => return tile::<V, 1, 2, 4, BF16>(job, 0),
                     (1, 1) => return tile::<V, 1, 1, 4, BF16>(job, 0),
                     (2, 1) => return tile::<V, 2, 1, 4, BF16>(job, 0),
-                    (3, 1) => return tile::<V, 3, 1, 4, BF16>(job, 0),
-                    _ => {}
+                    _ => return tile::<V, 3, 1, 4, BF16>(job, 0),
                 }
             }
         }

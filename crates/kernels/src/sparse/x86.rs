@@ -287,7 +287,8 @@ unsafe fn look_256<const LOOK: usize>(x: *const f32, inputs: [__m256; 2], places
             WINDOW => {
                 // The permutation reads three bits; the fourth, moved to the sign, chooses the half.
                 let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(places));
-                let [low, high] = inputs.map(|half| _mm256_permutevar8x32_ps(half, places));
+                let low = _mm256_permutevar8x32_ps(inputs[0], places);
+                let high = _mm256_permutevar8x32_ps(inputs[1], places);
                 _mm256_blendv_ps(low, high, upper)
             }
             _ => _mm256_i32gather_ps::<4>(x, _mm256_and_si256(places, _mm256_set1_epi32(31))),
