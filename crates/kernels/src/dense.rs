@@ -4,7 +4,7 @@ use half::bf16;
 
 use crate::error::{area, finite, length};
 use crate::isa::{Isa, Level};
-use crate::lines::Lines;
+use crate::lines::{LINE, Lines};
 use crate::parallel::{Parallel, split};
 use crate::rows::{BLOCK, Group, Outputs, blocked, groups};
 use crate::{KernelError, Product, Result};
@@ -12,8 +12,8 @@ use crate::{KernelError, Product, Result};
 /// Outputs a panel.
 const PANEL: usize = 32;
 /// Inputs that are multiplied with all groups of rows before the next ones are read: 12 KB of f32 weights,
-/// which stay in the first cache.
-const CHUNK: usize = 96;
+/// which stay in the first cache beside the next 12.
+const CHUNK: usize = 64;
 /// Weights below which a part is not worth a thread.
 const LEAST: usize = 1 << 15;
 
@@ -200,45 +200,46 @@ impl<'a> Dense<'a> {
         let bytes = self.lines.get::<u8>();
         let panel_bytes = PANEL * ins * self.float.bytes();
         assert!(range.end * panel_bytes <= bytes.len());
-        // A second pass finds the weights of a chunk in the first cache.
-        let lone = groups.len() == 1 && parts(level, self.float, groups[0].rows) == 1;
-        let chunk = if lone { ins } else { CHUNK };
+        let walk = walk(level, self.float, groups, ins);
+        let step = PANEL * self.float.bytes();
         let mut panel = range.start;
         while panel < range.end {
-            let wide = wide(groups, level).min(range.end - panel);
-            let together = if wide >= 4 { 4 } else { wide.min(2) };
-            for start in (0..ins).step_by(chunk) {
-                let len = chunk.min(ins - start);
-                for (index, group) in groups.iter().enumerate() {
-                    let from = group.start * width + start * group.rows;
-                    let blocks = len.div_ceil(BLOCK) * BLOCK * group.rows;
-                    let x = &x[from..from + blocks];
-                    let part = &bytes[panel * panel_bytes + start * PANEL * self.float.bytes()..];
-                    assert!(part.len() >= (together - 1) * panel_bytes + len * PANEL * self.float.bytes());
-                    let again = start > 0;
+            let together = walk.panels * walk.tiles;
+            let together = if together <= range.end - panel { together } else { 1 };
+            let (tiles, panels) = if together == 1 { (1, 1) } else { (walk.tiles, walk.panels) };
+            for start in (0..ins).step_by(walk.chunk) {
+                let len = walk.chunk.min(ins - start);
+                let from = &bytes[panel * panel_bytes + start * step..];
+                assert!(from.len() >= (together - 1) * panel_bytes + len * step);
+                let mut pass = 0;
+                for (group, tile) in groups.iter().flat_map(|group| (0..tiles).map(move |tile| (group, tile)))
+                {
+                    let at = group.start * width + start * group.rows;
+                    let x = &x[at..at + len.div_ceil(BLOCK) * BLOCK * group.rows];
+                    let parts = parts(level, self.float, group.rows);
                     // What is read next is asked for early: a little ahead by a lone pass; the next chunk, piece by
                     // piece, by the first of several, so that reading never waits for arithmetic.
-                    let step = PANEL * self.float.bytes();
-                    let parts = parts(level, self.float, group.rows);
-                    let shares = (groups.len() * parts).min(4);
-                    let (ask, ask_step, ask_part) = match index * parts {
-                        _ if shares == 1 => (AHEAD, step, 0),
-                        pass if pass < shares => {
+                    let shares = (groups.len() * parts * tiles).min(4);
+                    let (ask, ask_step, ask_part) = match walk.lone {
+                        true => (AHEAD, step, 0),
+                        false if pass < shares => {
                             (len * step + pass * len * step / shares, step / shares, len * step / shares)
                         }
-                        _ => (0, 0, 0),
+                        false => (0, 0, 0),
                     };
-                    let ask = part.as_ptr().wrapping_add(ask);
+                    pass += parts;
+                    let again = start > 0;
                     // SAFETY: the columns of these panels belong to this call; the tile reads `len` inputs of
-                    // `together` panels and of a group of rows, all of which the assertions above found there.
+                    // `panels` panels and of a group of rows, all of which the assertions above found there.
                     unsafe {
-                        outputs.tile(*group, panel * PANEL, together * PANEL, again, |y, stride| {
+                        outputs.tile(*group, (panel + tile) * PANEL, panels * PANEL, again, |y, stride| {
                             let job = Job {
-                                weights: part.as_ptr(),
+                                weights: from.as_ptr().add(tile * panel_bytes),
                                 panel_bytes,
-                                ask,
+                                ask: from.as_ptr().wrapping_add(ask),
                                 ask_step,
                                 ask_part,
+                                ask_other: if tiles > 1 { panel_bytes } else { LINE },
                                 x: x.as_ptr(),
                                 len,
                                 y,
@@ -246,10 +247,10 @@ impl<'a> Dense<'a> {
                                 again,
                             };
                             match (level, self.float) {
-                                (Level::Avx512, Float::F32) => run_512::<false>(group.rows, together, job),
-                                (Level::Avx512, Float::Bf16) => run_512::<true>(group.rows, together, job),
-                                (_, Float::F32) => run_256::<false>(group.rows, together, job),
-                                (_, Float::Bf16) => run_256::<true>(group.rows, together, job),
+                                (Level::Avx512, Float::F32) => run_512::<false>(group.rows, panels, job),
+                                (Level::Avx512, Float::Bf16) => run_512::<true>(group.rows, panels, job),
+                                (_, Float::F32) => run_256::<false>(group.rows, panels, job),
+                                (_, Float::Bf16) => run_256::<true>(group.rows, panels, job),
                             }
                         });
                     }
@@ -285,7 +286,7 @@ use x86::*;
 mod x86 {
     use std::arch::x86_64::{__m256, __m512, _MM_HINT_T0, _mm_prefetch};
 
-    use super::{BLOCK, Float, Group, Level, PANEL};
+    use super::{BLOCK, CHUNK, Float, Group, Level, PANEL};
     use crate::simd::Lanes;
 
     /// Rows of a group: with two vectors of weights and one of activations, their sums fill the registers.
@@ -295,13 +296,33 @@ mod x86 {
     /// Bytes ahead of the ones being read that are asked for.
     pub(super) const AHEAD: usize = 2048;
 
-    /// Panels taken together: few rows make few independent sums, and an addition takes four cycles.
-    pub(super) fn wide(groups: &[Group], level: Level) -> usize {
+    /// How the panels of a matrix are gone over.
+    pub(super) struct Walk {
+        /// Whether a chunk is read by one pass.
+        pub lone: bool,
+        /// Panels that a pass takes together.
+        pub panels: usize,
+        /// Passes side by side, each over panels of its own.
+        pub tiles: usize,
+        /// Inputs that are multiplied before the next ones are read.
+        pub chunk: usize,
+    }
+
+    pub(super) fn walk(level: Level, float: Float, groups: &[Group], ins: usize) -> Walk {
         match (groups, level) {
-            ([group], Level::Avx512) if group.rows == 1 => 4,
-            ([group], Level::Avx512) if group.rows <= 3 => 2,
-            ([group], _) if group.rows == 1 => 2,
-            _ => 1,
+            // Few rows make few independent sums, and an addition takes four cycles.
+            ([group], Level::Avx512) => {
+                let panels = match group.rows {
+                    1 => 4,
+                    2 | 3 => 2,
+                    _ => 1,
+                };
+                Walk { lone: true, panels, tiles: 1, chunk: ins }
+            }
+            ([group], _) if group.rows == 1 => Walk { lone: true, panels: 2, tiles: 1, chunk: ins },
+            // Two panels are two streams, which are read faster than one where reading is what takes the time.
+            ([_], _) if float == Float::F32 => Walk { lone: false, panels: 1, tiles: 2, chunk: CHUNK / 2 },
+            _ => Walk { lone: false, panels: 1, tiles: 1, chunk: CHUNK },
         }
     }
 
@@ -324,6 +345,7 @@ mod x86 {
         pub ask: *const u8,
         pub ask_step: usize,
         pub ask_part: usize,
+        pub ask_other: usize,
         pub x: *const f32,
         pub len: usize,
         pub y: *mut f32,
@@ -339,6 +361,7 @@ mod x86 {
         panel_bytes: usize,
         x: *const f32,
         ask: *const u8,
+        ask_other: usize,
     ) {
         unsafe {
             // Activations wait in registers for weights where they are fewer, and a vector of f32 weights is gone before
@@ -356,7 +379,7 @@ mod x86 {
                 let ask = ask.wrapping_add(p * panel_bytes);
                 _mm_prefetch::<_MM_HINT_T0>(ask.cast());
                 if !BF16 {
-                    _mm_prefetch::<_MM_HINT_T0>(ask.wrapping_add(64).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(ask.wrapping_add(ask_other).cast());
                 }
                 for h in 0..H {
                     if BF16 && h % 2 == 0 {
@@ -420,6 +443,7 @@ mod x86 {
                         job.panel_bytes,
                         x.add(k),
                         ask.wrapping_add(k * job.ask_step),
+                        job.ask_other,
                     );
                 }
                 weights = weights.add(BLOCK * step);
@@ -433,6 +457,7 @@ mod x86 {
                     job.panel_bytes,
                     x.add(k),
                     ask.wrapping_add(k * job.ask_step),
+                    job.ask_other,
                 );
             }
             for r in 0..R {

@@ -50,6 +50,17 @@ impl Roofline {
         Self { threads, bandwidth, float, byte }
     }
 
+    /// The higher of two measurements of each limit: what a shared machine could do at its best.
+    #[must_use]
+    pub fn best(self, other: Self) -> Self {
+        Self {
+            threads: self.threads,
+            bandwidth: self.bandwidth.max(other.bandwidth),
+            float: self.float.max(other.float),
+            byte: self.byte.max(other.byte),
+        }
+    }
+
     /// The least seconds that reading so many bytes and computing so many operations on floats can take, each
     /// hidden behind the other.
     pub fn bound(&self, bytes: f64, operations: f64) -> f64 {
@@ -331,6 +342,8 @@ mod tests {
         assert_eq!(roofline.bound(20.0, 4.0), 2.0);
         assert_eq!(roofline.bound(20.0, 12.0), 3.0);
         assert_eq!(roofline.bound_of_bytes(20.0, 12.0), 2.0);
+        let other = Roofline { threads: 1, bandwidth: 9.0, float: 5.0, byte: 15.0 };
+        assert_eq!(roofline.best(other), Roofline { threads: 1, bandwidth: 10.0, float: 5.0, byte: 16.0 });
     }
 
     #[test]

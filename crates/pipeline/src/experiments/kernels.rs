@@ -183,13 +183,11 @@ fn run(context: &Context) -> Outcome {
     let began = Began::now();
     let mut run = Run::open(context.results(), KERNELS.name, options, context.fresh(), context.is_quiet())?;
     let places = |shape: [usize; 2]| if 4 * shape[0] * shape[1] <= IN_CACHE { 2 } else { 1 };
-    let steps = threads.len() * (1 + shapes.iter().map(|&shape| places(shape)).sum::<usize>()) + shapes.len();
+    let steps = threads.len() * (2 + shapes.iter().map(|&shape| places(shape)).sum::<usize>()) + shapes.len();
     run.expect(steps as u64);
     let (mut timed, mut rooflines, mut gathered) = (Vec::<Timed>::new(), Vec::new(), Vec::<Gathered>::new());
     for &threads in &threads {
-        rooflines.push(run.step(&format!("roofline, {threads} threads"), || {
-            Ok::<_, std::io::Error>(Roofline::measure(threads))
-        })?);
+        let limits = width_cost::Limits::before(&mut run, threads)?;
         for (&shape, text) in shapes.iter().zip(&texts) {
             for in_cache in [false, true].into_iter().take(places(shape)) {
                 let place = if in_cache { "in cache" } else { "out of cache" };
@@ -197,6 +195,7 @@ fn run(context: &Context) -> Outcome {
                 timed.extend(run.step(&id, || variants(shape, &names, threads, in_cache, &widths, rounds))?);
             }
         }
+        rooflines.push(limits.after(&mut run)?);
     }
     if !zeros.is_empty() {
         for (&shape, text) in shapes.iter().zip(&texts) {
@@ -216,7 +215,7 @@ fn run(context: &Context) -> Outcome {
         summary: format!(
             "Products of a few rows with one matrix inside ONNX Runtime sessions, by its own kernels and by ours, all \
              storages of a shape in turn, best of {rounds}; beside bound(w) = max(bytes / bandwidth, operations / \
-             peak) of this machine, measured in the same run."
+             peak) of this machine, measured in the same run before and after, the better of the two."
         ),
         config: serde_json::to_value(options)?,
         rows: rows.collect::<Result<_, _>>()?,

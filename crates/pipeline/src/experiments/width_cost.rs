@@ -395,12 +395,10 @@ fn run(context: &Context) -> Outcome {
             text
         }
     };
-    run.expect(2 * threads.len() as u64 + u64::from(!text.is_empty()));
+    run.expect(3 * threads.len() as u64 + u64::from(!text.is_empty()));
     let (mut curves, mut rooflines) = (Vec::<Curve>::new(), Vec::new());
     for &threads in &threads {
-        rooflines.push(run.step(&format!("roofline, {threads} threads"), || {
-            Ok::<_, std::io::Error>(Roofline::measure(threads))
-        })?);
+        let limits = Limits::before(&mut run, threads)?;
         let measured = run.step(&format!("all models, {threads} threads"), || {
             let (mut models, mut labels) = (Vec::new(), Vec::new());
             for name in &storages {
@@ -434,6 +432,7 @@ fn run(context: &Context) -> Outcome {
             Ok::<_, Failure>(curves.collect::<Vec<_>>())
         })?;
         curves.extend(measured);
+        rooflines.push(limits.after(&mut run)?);
     }
     let qualities = match text.is_empty() {
         true => Vec::new(),
@@ -479,7 +478,7 @@ fn run(context: &Context) -> Outcome {
             "A step that verifies w rows reads the weights once, so up to some width it costs little more than a \
              step of one row. Best of {repeats} interleaved measurements after {past} rows of cache, an argmax for \
              every row included, beside bound(w) = max(bytes / bandwidth, operations / peak) of this machine, \
-             measured in the same run."
+             measured in the same run before and after, the better of the two."
         ),
         config: serde_json::to_value(options)?,
         rows: rows.collect::<Result<_, _>>()?,
@@ -524,6 +523,25 @@ fn quality_table(qualities: &[Quality]) -> Table {
         ]);
     }
     table
+}
+
+/// The machine's limits, measured before something else is and again after it.
+pub(super) struct Limits(Roofline);
+
+impl Limits {
+    pub(super) fn before(run: &mut Run, threads: usize) -> Result<Self, Failure> {
+        Self::measure(run, "roofline", threads).map(Self)
+    }
+
+    /// The better of the two.
+    pub(super) fn after(self, run: &mut Run) -> Result<Roofline, Failure> {
+        Ok(self.0.best(Self::measure(run, "roofline again", self.0.threads)?))
+    }
+
+    fn measure(run: &mut Run, what: &str, threads: usize) -> Result<Roofline, Failure> {
+        let measure = || Ok::<_, Failure>(Roofline::measure(threads));
+        Ok(run.step(&format!("{what}, {threads} threads"), measure)?)
+    }
 }
 
 /// The limits of a machine.
