@@ -473,7 +473,11 @@ fn run(context: &Context) -> Outcome {
     let rows = rows.chain(qualities.iter().map(serde_json::to_value));
     let result = ResultFile {
         experiment: WIDTH_COST.name.into(),
-        title: format!("What a step of several rows costs: {}", checkpoint.name()),
+        title: format!(
+            "What a step of several rows costs: {} ({})",
+            checkpoint.name(),
+            pilotfish_kernels::Isa::best().name()
+        ),
         summary: format!(
             "A step that verifies w rows reads the weights once, so up to some width it costs little more than a \
              step of one row. Best of {repeats} interleaved measurements after {past} rows of cache, an argmax for \
