@@ -417,7 +417,8 @@ unsafe fn run_256(form: Form, activations: Activations, rows: usize, job: &Job) 
                 match rows {
                     // Both halves at once where there are registers for their sums: then a panel is read once.
                     1 => tile_256::<1, 2, { $eight }, { $offset }, { $a8 }>(job, 0),
-                    2 => tile_256::<2, 2, { $eight }, { $offset }, { $a8 }>(job, 0),
+                    2 if $eight || $a8 => tile_256::<2, 2, { $eight }, { $offset }, { $a8 }>(job, 0),
+                    2 => halves!(2, $eight, $offset, $a8),
                     3 => halves!(3, $eight, $offset, $a8),
                     4 => halves!(4, $eight, $offset, $a8),
                     5 => halves!(5, $eight, $offset, $a8),
