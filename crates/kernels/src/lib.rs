@@ -45,5 +45,5 @@ pub use gather::{Active, Columns, Neurons};
 pub use isa::{ISA_VARIABLE, Isa};
 pub use parallel::{Parallel, Rayon, Serial};
 pub use product::Product;
-pub use roofline::Roofline;
+pub use roofline::{Meter, Roofline};
 pub use sparse::{Kept, Pattern, Sparse};

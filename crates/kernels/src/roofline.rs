@@ -32,22 +32,48 @@ const READ: usize = 7281 * STREAMS * STREAM;
 const ATTEMPTS: usize = 5;
 const STEPS: usize = 1 << 20;
 
+/// What a [`Roofline`] is measured with: a measurement of something else can be interleaved with samples of the limits, so that
+/// a change of a shared machine's speed meets both.
+pub struct Meter {
+    isa: Isa,
+    buffers: Vec<Vec<f32>>,
+}
+
+impl std::fmt::Debug for Meter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Meter of {} threads, {}", self.buffers.len(), self.isa.name())
+    }
+}
+
+impl Meter {
+    /// Takes 128 MB a thread (at least one).
+    pub fn new(threads: usize) -> Self {
+        Self { isa: Isa::best(), buffers: (0..threads.max(1)).map(|_| vec![1.0; READ]).collect() }
+    }
+
+    /// Reads all of it once in each order, and computes for some milliseconds.
+    pub fn sample(&self) -> Roofline {
+        let (isa, threads) = (self.isa, self.buffers.len());
+        let read = |order: Order| {
+            let bytes = (threads * READ * 4) as f64;
+            rate(threads, bytes, |thread| read(isa, &self.buffers[thread], order))
+        };
+        let bandwidth = Order::ALL.into_iter().map(read).fold(0.0, f64::max);
+        let steps = (threads * STEPS) as f64;
+        let float = rate(threads, steps * float_operations(isa), |_| float_peak(isa));
+        let byte = match byte_operations(isa) {
+            Some(operations) => rate(threads, steps * operations, |_| byte_peak(isa)),
+            None => float,
+        };
+        Roofline { threads, bandwidth, float, byte }
+    }
+}
+
 impl Roofline {
     /// Measures for about a second, on `threads` threads of its own (at least one).
     pub fn measure(threads: usize) -> Self {
-        let (threads, isa) = (threads.max(1), Isa::best());
-        let buffers: Vec<Vec<f32>> = (0..threads).map(|_| vec![1.0; READ]).collect();
-        let read = |order: Order| {
-            let bytes = (threads * READ * 4) as f64;
-            best(threads, bytes, |thread| read(isa, &buffers[thread], order))
-        };
-        let bandwidth = Order::ALL.into_iter().map(read).fold(0.0, f64::max);
-        let float = best(threads, (threads * STEPS) as f64 * float_operations(isa), |_| float_peak(isa));
-        let byte = match byte_operations(isa) {
-            Some(operations) => best(threads, (threads * STEPS) as f64 * operations, |_| byte_peak(isa)),
-            None => float,
-        };
-        Self { threads, bandwidth, float, byte }
+        let meter = Meter::new(threads);
+        (1..ATTEMPTS).map(|_| meter.sample()).fold(meter.sample(), Self::best)
     }
 
     /// The higher of two measurements of each limit: what a shared machine could do at its best.
@@ -73,23 +99,22 @@ impl Roofline {
     }
 }
 
-/// The highest rate of `amount` done by all threads together.
-fn best(threads: usize, amount: f64, work: impl Fn(usize) -> f32 + Sync) -> f64 {
+/// The rate of `amount` done by all threads together.
+fn rate(threads: usize, amount: f64, work: impl Fn(usize) -> f32 + Sync) -> f64 {
     let barrier = Barrier::new(threads);
-    let attempt = || {
-        let time = |thread: usize| {
-            barrier.wait();
-            let clock = Instant::now();
-            std::hint::black_box(work(thread));
-            clock.elapsed().as_secs_f64()
-        };
-        std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|thread| scope.spawn(move || time(thread))).collect();
-            let own = time(0);
-            others.into_iter().filter_map(|other| other.join().ok()).fold(own, f64::max)
-        })
+    let time = |thread: usize| {
+        barrier.wait();
+        let clock = Instant::now();
+        std::hint::black_box(work(thread));
+        clock.elapsed().as_secs_f64()
     };
-    amount / (0..ATTEMPTS).map(|_| attempt()).fold(f64::INFINITY, f64::min).max(1e-9)
+    let slowest = std::thread::scope(|scope| {
+        let time = &time;
+        let others: Vec<_> = (1..threads).map(|thread| scope.spawn(move || time(thread))).collect();
+        let own = time(0);
+        others.into_iter().filter_map(|other| other.join().ok()).fold(own, f64::max)
+    });
+    amount / slowest.max(1e-9)
 }
 
 /// How numbers are read.

@@ -187,7 +187,7 @@ fn run(context: &Context) -> Outcome {
     run.expect(steps as u64);
     let (mut timed, mut rooflines, mut gathered) = (Vec::<Timed>::new(), Vec::new(), Vec::<Gathered>::new());
     for &threads in &threads {
-        let limits = width_cost::Limits::before(&mut run, threads)?;
+        let limits = Limits::before(&mut run, threads)?;
         for (&shape, text) in shapes.iter().zip(&texts) {
             for in_cache in [false, true].into_iter().take(places(shape)) {
                 let place = if in_cache { "in cache" } else { "out of cache" };
@@ -236,6 +236,25 @@ fn run(context: &Context) -> Outcome {
     };
     let (_, finished) = began.write(&run, result)?;
     Ok(finished)
+}
+
+/// The machine's limits, measured before something else is and again after it.
+struct Limits(Roofline);
+
+impl Limits {
+    fn before(run: &mut Run, threads: usize) -> Result<Self, Failure> {
+        Self::measure(run, "roofline", threads).map(Self)
+    }
+
+    /// The better of the two.
+    fn after(self, run: &mut Run) -> Result<Roofline, Failure> {
+        Ok(self.0.best(Self::measure(run, "roofline again", self.0.threads)?))
+    }
+
+    fn measure(run: &mut Run, what: &str, threads: usize) -> Result<Roofline, Failure> {
+        let measure = || Ok::<_, Failure>(Roofline::measure(threads));
+        Ok(run.step(&format!("{what}, {threads} threads"), measure)?)
+    }
 }
 
 /// All storages of a shape at one place.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pilotfish_architectures::Checkpoint;
 use pilotfish_evaluation::{Perplexity, PerplexityConfig, median, perplexity, texts};
 use pilotfish_graph::{Kept, Storage};
-use pilotfish_kernels::Roofline;
+use pilotfish_kernels::{Meter, Roofline};
 use pilotfish_model::{CausalModel, LogitForm, RowSet, Step, Steps, Token};
 use pilotfish_runtime::{LoadOptions, OnnxCausal, ProductChoice, Products, library, packed_bytes};
 use serde::{Deserialize, Serialize};
@@ -79,16 +79,17 @@ pub fn measure(
     past: usize,
     repeats: usize,
 ) -> pilotfish_model::Result<Vec<WidthCost>> {
-    let mut costs = together(&mut [model], widths, past, repeats)?;
+    let mut costs = together(&mut [model], widths, past, repeats, &mut || ())?;
     Ok(costs.pop().unwrap_or_default())
 }
 
-/// As [`measure`], of several models, which take turns at every width.
+/// As [`measure`], of several models, which take turns at every width; `between` is called before every round of widths.
 fn together(
     models: &mut [&mut OnnxCausal],
     widths: &[usize],
     past: usize,
     repeats: usize,
+    between: &mut dyn FnMut(),
 ) -> pilotfish_model::Result<Vec<Vec<WidthCost>>> {
     let mut times = vec![vec![Vec::new(); widths.len()]; models.len()];
     let mut outside = times.clone();
@@ -105,6 +106,7 @@ fn together(
     }
     // The first round warms up.
     for round in 0..=repeats {
+        between();
         for (index, &rows) in widths.iter().enumerate() {
             for (which, model) in models.iter_mut().enumerate() {
                 let ids = ids(model);
@@ -395,11 +397,10 @@ fn run(context: &Context) -> Outcome {
             text
         }
     };
-    run.expect(3 * threads.len() as u64 + u64::from(!text.is_empty()));
+    run.expect(threads.len() as u64 + u64::from(!text.is_empty()));
     let (mut curves, mut rooflines) = (Vec::<Curve>::new(), Vec::new());
     for &threads in &threads {
-        let limits = Limits::before(&mut run, threads)?;
-        let measured = run.step(&format!("all models, {threads} threads"), || {
+        let (measured, roofline) = run.step(&format!("all models, {threads} threads"), || {
             let (mut models, mut labels) = (Vec::new(), Vec::new());
             for name in &storages {
                 for &products in &products {
@@ -412,7 +413,14 @@ fn run(context: &Context) -> Outcome {
                     labels.push((name.clone(), products));
                 }
             }
-            let costs = together(&mut models.iter_mut().collect::<Vec<_>>(), &widths, past, repeats)?;
+            let (meter, mut roofline) = (Meter::new(threads), None::<Roofline>);
+            let mut between = || {
+                let sample = meter.sample();
+                roofline = Some(roofline.map_or(sample, |best| best.best(sample)));
+            };
+            let mut turns = models.iter_mut().collect::<Vec<_>>();
+            let costs = together(&mut turns, &widths, past, repeats, &mut between)?;
+            let roofline = roofline.unwrap_or_else(|| meter.sample());
             let curves =
                 labels.into_iter().zip(&models).zip(costs).map(|(((name, products), model), costs)| {
                     let (bytes, operations) = demand(model.products());
@@ -429,10 +437,10 @@ fn run(context: &Context) -> Outcome {
                         choices: choices.iter().map(ToString::to_string).collect(),
                     }
                 });
-            Ok::<_, Failure>(curves.collect::<Vec<_>>())
+            Ok::<_, Failure>((curves.collect::<Vec<_>>(), roofline))
         })?;
         curves.extend(measured);
-        rooflines.push(limits.after(&mut run)?);
+        rooflines.push(roofline);
     }
     let qualities = match text.is_empty() {
         true => Vec::new(),
@@ -482,7 +490,7 @@ fn run(context: &Context) -> Outcome {
             "A step that verifies w rows reads the weights once, so up to some width it costs little more than a \
              step of one row. Best of {repeats} interleaved measurements after {past} rows of cache, an argmax for \
              every row included, beside bound(w) = max(bytes / bandwidth, operations / peak) of this machine, \
-             measured in the same run before and after, the better of the two."
+             measured in the same run, between the same rounds, at its best."
         ),
         config: serde_json::to_value(options)?,
         rows: rows.collect::<Result<_, _>>()?,
@@ -527,25 +535,6 @@ fn quality_table(qualities: &[Quality]) -> Table {
         ]);
     }
     table
-}
-
-/// The machine's limits, measured before something else is and again after it.
-pub(super) struct Limits(Roofline);
-
-impl Limits {
-    pub(super) fn before(run: &mut Run, threads: usize) -> Result<Self, Failure> {
-        Self::measure(run, "roofline", threads).map(Self)
-    }
-
-    /// The better of the two.
-    pub(super) fn after(self, run: &mut Run) -> Result<Roofline, Failure> {
-        Ok(self.0.best(Self::measure(run, "roofline again", self.0.threads)?))
-    }
-
-    fn measure(run: &mut Run, what: &str, threads: usize) -> Result<Roofline, Failure> {
-        let measure = || Ok::<_, Failure>(Roofline::measure(threads));
-        Ok(run.step(&format!("{what}, {threads} threads"), measure)?)
-    }
 }
 
 /// The limits of a machine.
