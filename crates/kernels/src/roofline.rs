@@ -36,6 +36,8 @@ const STEPS: usize = 1 << 20;
 /// a change of a shared machine's speed meets both.
 pub struct Meter {
     isa: Isa,
+    /// The fastest of them here.
+    order: Order,
     buffers: Vec<Vec<f32>>,
 }
 
@@ -46,19 +48,31 @@ impl std::fmt::Debug for Meter {
 }
 
 impl Meter {
-    /// Takes 128 MB a thread (at least one).
+    /// Takes 128 MB a thread (at least one) and finds in which order they are read fastest.
     pub fn new(threads: usize) -> Self {
-        Self { isa: Isa::best(), buffers: (0..threads.max(1)).map(|_| vec![1.0; READ]).collect() }
+        let buffers = (0..threads.max(1)).map(|_| vec![1.0; READ]).collect();
+        let mut meter = Self { isa: Isa::best(), order: Order::Streams, buffers };
+        let rates = Order::ALL.map(|order| {
+            let once = |_| meter.bandwidth(order, 1);
+            (order, (0..ATTEMPTS).map(once).fold(0.0, f64::max))
+        });
+        let fastest = rates.into_iter().max_by(|a, b| a.1.total_cmp(&b.1));
+        meter.order = fastest.map_or(Order::Streams, |(order, _)| order);
+        meter
     }
 
-    /// Reads all of it once in each order, and computes for some milliseconds.
+    /// Bytes a second of reading everything so many times.
+    fn bandwidth(&self, order: Order, times: usize) -> f64 {
+        let threads = self.buffers.len();
+        let bytes = (threads * READ * 4 * times) as f64;
+        rate(threads, bytes, |thread| (0..times).map(|_| read(self.isa, &self.buffers[thread], order)).sum())
+    }
+
+    /// Reads half a gigabyte a thread, about what a step of a small model reads, for a shorter time may meet a moment in
+    /// which nobody else reads; and computes for some milliseconds.
     pub fn sample(&self) -> Roofline {
         let (isa, threads) = (self.isa, self.buffers.len());
-        let read = |order: Order| {
-            let bytes = (threads * READ * 4) as f64;
-            rate(threads, bytes, |thread| read(isa, &self.buffers[thread], order))
-        };
-        let bandwidth = Order::ALL.into_iter().map(read).fold(0.0, f64::max);
+        let bandwidth = self.bandwidth(self.order, 4);
         let steps = (threads * STEPS) as f64;
         let float = rate(threads, steps * float_operations(isa), |_| float_peak(isa));
         let byte = match byte_operations(isa) {
