@@ -365,19 +365,19 @@ unsafe fn tile_256<const R: usize, const P: usize, const EIGHT: bool, const OFFS
 
 macro_rules! by_form {
     ($form:expr, $activations:expr, $call:ident) => {
-        match ($form.bits, $form.offset, $activations) {
-            (Bits::Four, Offset::Middle, Activations::Sixteen) => $call!(false, MIDDLE, false),
-            (Bits::Four, Offset::Minimum, Activations::Sixteen) => $call!(false, MINIMUM, false),
-            (Bits::Four, Offset::Zero, Activations::Sixteen) => $call!(false, ZERO, false),
-            (Bits::Eight, Offset::Middle, Activations::Sixteen) => $call!(true, MIDDLE, false),
-            (Bits::Eight, Offset::Minimum, Activations::Sixteen) => $call!(true, MINIMUM, false),
-            (Bits::Eight, Offset::Zero, Activations::Sixteen) => $call!(true, ZERO, false),
-            (Bits::Four, Offset::Middle, Activations::Eight) => $call!(false, MIDDLE, true),
-            (Bits::Four, Offset::Minimum, Activations::Eight) => $call!(false, MINIMUM, true),
-            (Bits::Four, Offset::Zero, Activations::Eight) => $call!(false, ZERO, true),
-            (Bits::Eight, Offset::Middle, Activations::Eight) => $call!(true, MIDDLE, true),
-            (Bits::Eight, Offset::Minimum, Activations::Eight) => $call!(true, MINIMUM, true),
-            (Bits::Eight, Offset::Zero, Activations::Eight) => $call!(true, ZERO, true),
+        match $activations {
+            Activations::Sixteen => by_form!(@ $form, $call, false),
+            Activations::Eight => by_form!(@ $form, $call, true),
+        }
+    };
+    (@ $form:expr, $call:ident, $a8:expr) => {
+        match ($form.bits, $form.offset) {
+            (Bits::Four, Offset::Middle) => $call!(false, MIDDLE, $a8),
+            (Bits::Four, Offset::Minimum) => $call!(false, MINIMUM, $a8),
+            (Bits::Four, Offset::Zero) => $call!(false, ZERO, $a8),
+            (Bits::Eight, Offset::Middle) => $call!(true, MIDDLE, $a8),
+            (Bits::Eight, Offset::Minimum) => $call!(true, MINIMUM, $a8),
+            (Bits::Eight, Offset::Zero) => $call!(true, ZERO, $a8),
         }
     };
 }
