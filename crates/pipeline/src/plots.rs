@@ -71,6 +71,15 @@ const PALETTE: [RGBColor; 6] = [
     RGBColor(230, 159, 0),
     RGBColor(86, 180, 233),
 ];
+/// How lines look from the second round of colours on; their points and their squares in the legend are hollow.
+const DASHES: [&str; 2] = ["7 4", "2 3"];
+
+/// The colour of a series. Those of later rounds are a shade off, and [`Plot::svg`] knows them by it.
+fn colour(series: usize) -> RGBColor {
+    let RGBColor(r, g, b) = PALETTE[series % PALETTE.len()];
+    RGBColor(r, g + (series / PALETTE.len()).min(DASHES.len()) as u8, b)
+}
+
 const GREY: RGBColor = RGBColor(128, 128, 128);
 /// The colour of lines that become dashed grey ones: the backend would draw each dash as a line.
 const DASHED: RGBColor = RGBColor(128, 128, 129);
@@ -171,12 +180,20 @@ impl Plot {
             .replace("fill=\"#000000\"", "fill=\"currentColor\"")
             .replace("stroke=\"#000000\"", "stroke=\"currentColor\"")
             .replace("stroke=\"#808081\"", "stroke=\"#808080\" stroke-dasharray=\"6 4\"");
-        for (index, RGBColor(r, g, b)) in PALETTE.iter().enumerate() {
-            let hex = format!("#{r:02X}{g:02X}{b:02X}");
-            for what in ["fill", "stroke"] {
-                let themed = format!("style=\"{what}:var(--series-{},{hex})\"", index + 1);
-                out = out.replace(&format!("{what}=\"{hex}\""), &themed);
-            }
+        for series in 0..PALETTE.len() * (1 + DASHES.len()) {
+            let (round, index) = (series / PALETTE.len(), series % PALETTE.len());
+            let hex = |RGBColor(r, g, b): RGBColor| format!("#{r:02X}{g:02X}{b:02X}");
+            let (own, themed) = (hex(colour(series)), hex(PALETTE[index]));
+            let themed = format!("var(--series-{},{themed})", index + 1);
+            let (fill, stroke) = match round.checked_sub(1) {
+                None => (format!("style=\"fill:{themed}\""), format!("style=\"stroke:{themed}\"")),
+                Some(round) => (
+                    format!("style=\"fill:none;stroke:{themed}\""),
+                    format!("style=\"stroke:{themed};stroke-dasharray:{}\"", DASHES[round]),
+                ),
+            };
+            out =
+                out.replace(&format!("fill=\"{own}\""), &fill).replace(&format!("stroke=\"{own}\""), &stroke);
         }
         Ok(out)
     }
@@ -190,7 +207,7 @@ impl Plot {
         if self.series.len() < 2 {
             return Ok(y as u32 - 8);
         }
-        for (series, color) in self.series.iter().zip(PALETTE.iter().cycle()) {
+        for (series, color) in self.series.iter().zip((0..).map(colour)) {
             let width = 36 + (series.name.chars().count() as f64 * CHARACTER) as i32;
             if x > 16 && x + width > SIZE.0 as i32 - 16 {
                 (x, y) = (16, y + 20);
@@ -223,12 +240,12 @@ impl Plot {
             let ends = [(span.start, reference), (span.end, reference)];
             chart.draw_series(LineSeries::new(ends, DASHED)).map_err(text)?;
         }
-        for (series, color) in self.series.iter().zip(PALETTE.iter().cycle()) {
+        for (series, color) in self.series.iter().zip((0..).map(colour)) {
             let points = || series.points.iter().map(|point| (point.x, point.y));
             chart.draw_series(LineSeries::new(points(), color.stroke_width(2))).map_err(text)?;
             chart.draw_series(points().map(|point| Circle::new(point, 3, color.filled()))).map_err(text)?;
             let intervals = series.points.iter().filter_map(|point| Some((point.x, point.interval?)));
-            whiskers(&mut chart, intervals, *color)?;
+            whiskers(&mut chart, intervals, color)?;
         }
         Ok(())
     }
@@ -267,7 +284,7 @@ impl Plot {
             chart.draw_series(LineSeries::new(ends, DASHED)).map_err(text)?;
         }
         let width = 0.8 / self.series.len().max(1) as f64;
-        for (index, (series, color)) in self.series.iter().zip(PALETTE.iter().cycle()).enumerate() {
+        for (index, (series, color)) in self.series.iter().zip((0..).map(colour)).enumerate() {
             let left = |point: &Point| point.x + 0.1 + index as f64 * width;
             let bar = |point: &Point| {
                 Rectangle::new([(left(point), 0.0), (left(point) + 0.92 * width, point.y)], color.filled())
@@ -395,6 +412,25 @@ mod tests {
             svg.contains("two &lt;") && svg.contains("currentColor"),
             "a legend in the page's colour: {svg}"
         );
+    }
+
+    /// Thirteen series: two rounds of colours and the beginning of a third.
+    #[test]
+    fn series_beyond_the_palette_look_different() {
+        let mut plot = plot(Kind::Lines, &[(0.0, 1.0), (1.0, 2.0)]);
+        let first = plot.series[0].clone();
+        plot.series = (0..13).map(|at| Series { name: format!("s{at}"), ..first.clone() }).collect();
+        let svg = plot.svg().expect("drawable");
+        for line in ["stroke:var(--series-1,#0072B2)", "stroke:var(--series-6,#56B4E9)"] {
+            let own = format!("<polyline fill=\"none\" opacity=\"1\" style=\"{line}");
+            assert_eq!(svg.matches(&format!("{own}\" stroke-width=\"2\"")).count(), 1, "{svg}");
+            assert_eq!(svg.matches(&format!("{own};stroke-dasharray:7 4\" stroke-width=\"2\"")).count(), 1);
+        }
+        assert_eq!(svg.matches("stroke-dasharray:7 4\" stroke-width=\"2\"").count(), 6);
+        assert_eq!(svg.matches("stroke-dasharray:2 3\" stroke-width=\"2\"").count(), 1);
+        assert!(svg.contains("fill:none;stroke:var(--series-1,#0072B2)"));
+        // No shade that only this file knows is left.
+        assert!(!svg.contains("\"#0073B2\"") && !svg.contains("\"#0074B2\""), "{svg}");
     }
 
     #[test]
