@@ -4,7 +4,7 @@
 //! tests takes a minute, and times measured in there mean nothing.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -19,16 +19,23 @@ const PROCESSOR: &str = "corei7_icelake_u";
 const WITHOUT: &str = "pku,xsaves,xsavec,smap,smep,umip,rdpid,fsgsbase,la57,erms,fsrm,invpcid,pcid";
 const PATIENCE: Duration = Duration::from_secs(30 * 60);
 
-/// Files of other programs, by Debian's packages.
-const FILES: [(&str, &str); 6] = [
-    ("/usr/bin/bochs", "bochs"),
-    ("/usr/share/bochs/BIOS-bochs-latest", "bochsbios"),
-    ("/usr/lib/ISOLINUX/isolinux.bin", "isolinux"),
-    ("/usr/lib/syslinux/modules/bios/ldlinux.c32", "syslinux-common"),
-    ("/usr/bin/xorriso", "xorriso"),
-    ("/bin/busybox", "busybox-static"),
-];
+const BOCHS: &str = "/usr/bin/bochs";
+const BIOS: &str = "/usr/share/bochs/BIOS-bochs-latest";
 const VIDEO_BIOS: &str = "/usr/share/bochs/VGABIOS-lgpl-latest";
+const LOADER: &str = "/usr/lib/ISOLINUX/isolinux.bin";
+const LOADER_LIBRARY: &str = "/usr/lib/syslinux/modules/bios/ldlinux.c32";
+const DISC_WRITER: &str = "/usr/bin/xorriso";
+const SHELL: &str = "/bin/busybox";
+/// Files of other programs, by Debian's packages.
+const FILES: [(&str, &str); 7] = [
+    (BOCHS, "bochs"),
+    (BIOS, "bochsbios"),
+    (VIDEO_BIOS, "vgabios"),
+    (LOADER, "isolinux"),
+    (LOADER_LIBRARY, "syslinux-common"),
+    (DISC_WRITER, "xorriso"),
+    (SHELL, "busybox-static"),
+];
 
 /// Runs them; `kernel` is a Linux kernel's image, and otherwise the newest in `/boot`.
 pub(crate) fn run(kernel: Option<&Path>) -> Result<()> {
@@ -102,7 +109,7 @@ fn disc(folder: &Path, kernel: &Path, tests: &[PathBuf]) -> Result<PathBuf> {
     for name in ["bin", "dev", "proc", "tmp", "tests"] {
         fs::create_dir_all(root.join(name))?;
     }
-    copy(Path::new("/bin/busybox"), &root.join("bin/busybox"))?;
+    copy(Path::new(SHELL), &root.join("bin/busybox"))?;
     for (at, test) in tests.iter().enumerate() {
         let name = test.file_name().context("a test without a name")?.to_string_lossy().into_owned();
         copy(test, &root.join(format!("tests/{at}-{name}")))?;
@@ -122,8 +129,8 @@ fn disc(folder: &Path, kernel: &Path, tests: &[PathBuf]) -> Result<PathBuf> {
     fs::write(root.join("init"), init)?;
     let script = "chmod +x init && find . | busybox cpio -o -H newc 2>/dev/null | gzip -1 > \"$0\"";
     copy(kernel, &disc.join("vmlinuz"))?;
-    copy(Path::new(FILES[2].0), &disc.join("isolinux/isolinux.bin"))?;
-    copy(Path::new(FILES[3].0), &disc.join("isolinux/ldlinux.c32"))?;
+    copy(Path::new(LOADER), &disc.join("isolinux/isolinux.bin"))?;
+    copy(Path::new(LOADER_LIBRARY), &disc.join("isolinux/ldlinux.c32"))?;
     let packed =
         Command::new("sh").current_dir(&root).args(["-c", script]).arg(disc.join("initrd.gz")).status()?;
     let menu = format!(
@@ -133,7 +140,7 @@ fn disc(folder: &Path, kernel: &Path, tests: &[PathBuf]) -> Result<PathBuf> {
     );
     fs::write(disc.join("isolinux/isolinux.cfg"), menu)?;
     let image = folder.join("tests.iso");
-    let written = Command::new("xorriso")
+    let written = Command::new(DISC_WRITER)
         .args(["-as", "mkisofs", "-quiet", "-b", "isolinux/isolinux.bin", "-c", "isolinux/boot.cat"])
         .args(["-no-emul-boot", "-boot-load-size", "4", "-boot-info-table", "-o"])
         .args([&image, &disc])
@@ -150,13 +157,12 @@ fn disc(folder: &Path, kernel: &Path, tests: &[PathBuf]) -> Result<PathBuf> {
 fn boot(folder: &Path, disc: &Path, tests: usize) -> Result<()> {
     let (said, settings, go) = (folder.join("said"), folder.join("bochsrc"), folder.join("go"));
     let text = format!(
-        "megs: 1024\nromimage: file={}\nvgaromimage: file={VIDEO_BIOS}\n\
+        "megs: 1024\nromimage: file={BIOS}\nvgaromimage: file={VIDEO_BIOS}\n\
          cpu: model={PROCESSOR}, count=1, ips=100000000, reset_on_triple_fault=0\n\
          ata0-master: type=cdrom, path={}, status=inserted\nboot: cdrom\n\
          display_library: rfb, options=\"timeout=0\"\ncom1: enabled=1, mode=file, dev={}\nlog: {}\n\
          clock: sync=none\npci: enabled=1, chipset=i440fx\n\
          sound: driver=dummy, waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy\n",
-        FILES[1].0,
         disc.display(),
         said.display(),
         folder.join("log").display()
@@ -164,7 +170,7 @@ fn boot(folder: &Path, disc: &Path, tests: usize) -> Result<()> {
     fs::write(&settings, text)?;
     fs::write(&go, "c\n")?;
     eprintln!("> bochs, {PROCESSOR}; the kernel takes a minute to start");
-    let mut bochs = Command::new(FILES[0].0)
+    let mut bochs = Command::new(BOCHS)
         .args(["-q", "-f"])
         .arg(&settings)
         .arg("-rc")
@@ -177,9 +183,8 @@ fn boot(folder: &Path, disc: &Path, tests: usize) -> Result<()> {
     let (mut all, mut shown, clock) = (String::new(), 0, Instant::now());
     let ended = loop {
         std::thread::sleep(Duration::from_millis(500));
-        if let Ok(mut file) = File::open(&said) {
-            let mut bytes = Vec::new();
-            file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_end(&mut bytes))?;
+        // It is made when something is said.
+        if let Ok(bytes) = fs::read(&said) {
             all = String::from_utf8_lossy(&bytes).into_owned();
         }
         let begun = all.find("BEGIN").unwrap_or(all.len());

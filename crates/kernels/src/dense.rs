@@ -11,8 +11,8 @@ use crate::{KernelError, Product, Result};
 
 /// Outputs a panel.
 const PANEL: usize = 32;
-/// Inputs that are multiplied with all groups of rows before the next ones are read: 12 KB of f32 weights,
-/// which stay in the first cache beside the next 12.
+/// Inputs that are multiplied with all groups of rows before the next ones are read: 8 KB of f32 weights,
+/// which stay in the first cache beside the next 8.
 const CHUNK: usize = 64;
 /// Weights below which a part is not worth a thread.
 const LEAST: usize = 1 << 15;
@@ -204,9 +204,11 @@ impl<'a> Dense<'a> {
         let step = PANEL * self.float.bytes();
         let mut panel = range.start;
         while panel < range.end {
-            let together = walk.panels * walk.tiles;
-            let together = if together <= range.end - panel { together } else { 1 };
-            let (tiles, panels) = if together == 1 { (1, 1) } else { (walk.tiles, walk.panels) };
+            let left = range.end - panel;
+            // There are tiles for 1, 2 and 4 panels.
+            let panels = 1 << walk.panels.min(left).ilog2();
+            let tiles = walk.tiles.min(left / panels);
+            let together = panels * tiles;
             for start in (0..ins).step_by(walk.chunk) {
                 let len = walk.chunk.min(ins - start);
                 let from = &bytes[panel * panel_bytes + start * step..];

@@ -144,6 +144,7 @@ fn offset_slack(x: &[f32], ins: usize, row: usize) -> f64 {
     // Scales are below 1, integers below 256.
     size * 256.0 * 4e-7
 }
+
 /// The largest integers there are on both sides, whose sums must fit.
 #[test]
 fn largest_integers() {
@@ -182,7 +183,7 @@ fn blocks_by_hand() {
     x[3] = 4.0;
     packed.apply(&x, 1, &mut y).unwrap();
     assert!((y[0] - 12.0).abs() < 2e-6, "{}", y[0]);
-    // In steps of 4 / 127 the 2 of before is 63 or 64 steps.
+    // In steps of 4 / 127 the 2 of before is 63.5 steps, and 64 is the even one of its neighbours.
     let coarse = packed.clone().with_activations(Activations::Eight);
     assert_eq!(coarse.activations(), Activations::Eight);
     x[3] = 2.0;

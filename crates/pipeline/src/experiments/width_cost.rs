@@ -384,7 +384,14 @@ fn run(context: &Context) -> Outcome {
             "storage, products, widths, threads and repeats must name at least one of each, none of them 0";
         return Err(why.into());
     }
-    storages.iter().try_for_each(|name| storage(name).map(|_| ()))?;
+    let mut measured = Vec::new();
+    for name in &storages {
+        for &products in &products {
+            if distinct(&storages, name, products)? {
+                measured.push((name, storage(name)?, products));
+            }
+        }
+    }
     let began = Began::now();
     let checkpoint = checkpoint(context, options.text("model")?)?;
     let mut run =
@@ -400,35 +407,25 @@ fn run(context: &Context) -> Outcome {
     run.expect(threads.len() as u64 + u64::from(!text.is_empty()));
     let (mut curves, mut rooflines) = (Vec::<Curve>::new(), Vec::new());
     for &threads in &threads {
-        let (measured, roofline) = run.step(&format!("all models, {threads} threads"), || {
-            let (mut models, mut labels) = (Vec::new(), Vec::new());
-            for name in &storages {
-                for &products in &products {
-                    if !distinct(&storages, name, products)? {
-                        continue;
-                    }
-                    let options =
-                        LoadOptions::default().storage(storage(name)?).threads(threads).products(products);
-                    models.push(OnnxCausal::from_checkpoint(&checkpoint, &options)?);
-                    labels.push((name.clone(), products));
-                }
+        let (all, roofline) = run.step(&format!("all models, {threads} threads"), || {
+            let mut models = Vec::new();
+            for &(_, storage, products) in &measured {
+                let options = LoadOptions::default().storage(storage).threads(threads).products(products);
+                models.push(OnnxCausal::from_checkpoint(&checkpoint, &options)?);
             }
-            let (meter, mut roofline) = (Meter::new(threads), None::<Roofline>);
-            let mut between = || {
-                let sample = meter.sample();
-                roofline = Some(roofline.map_or(sample, |best| best.best(sample)));
-            };
+            let meter = Meter::new(threads);
+            let mut roofline = meter.sample();
+            let mut between = || roofline = roofline.best(meter.sample());
             let mut turns = models.iter_mut().collect::<Vec<_>>();
             let costs = together(&mut turns, &widths, past, repeats, &mut between)?;
-            let roofline = roofline.unwrap_or_else(|| meter.sample());
             let curves =
-                labels.into_iter().zip(&models).zip(costs).map(|(((name, products), model), costs)| {
+                measured.iter().zip(&models).zip(costs).map(|((&(name, _, products), model), costs)| {
                     let (bytes, operations) = demand(model.products());
                     let auto = matches!(products, Products::Auto { .. });
                     let choices = if auto { model.products() } else { &[] };
                     Curve {
                         integer: name.starts_with("int"),
-                        storage: name,
+                        storage: name.clone(),
                         products: products.to_string(),
                         threads,
                         bytes,
@@ -439,30 +436,23 @@ fn run(context: &Context) -> Outcome {
                 });
             Ok::<_, Failure>((curves.collect::<Vec<_>>(), roofline))
         })?;
-        curves.extend(measured);
+        curves.extend(all);
         rooflines.push(roofline);
     }
     let qualities = match text.is_empty() {
         true => Vec::new(),
         false => run.step("perplexities", || {
             let mut qualities = Vec::new();
-            for name in &storages {
-                for &products in &products {
-                    let kept = storage(name)?;
-                    // Weights that are pruned for their speed alone make no sense of a text.
-                    let pruned = matches!(kept, Storage::Sparse { .. });
-                    if pruned || !distinct(&storages, name, products)? {
-                        continue;
-                    }
-                    let options = LoadOptions::default().storage(kept).products(products);
-                    let mut model = OnnxCausal::from_checkpoint(&checkpoint, &options)?;
-                    let perplexity = perplexity(&mut model, &text, &PerplexityConfig::default())?;
-                    qualities.push(Quality {
-                        storage: name.clone(),
-                        products: products.to_string(),
-                        perplexity,
-                    });
+            for &(name, storage, products) in &measured {
+                // Weights that are pruned for their speed alone make no sense of a text.
+                if matches!(storage, Storage::Sparse { .. }) {
+                    continue;
                 }
+                let options = LoadOptions::default().storage(storage).products(products);
+                let mut model = OnnxCausal::from_checkpoint(&checkpoint, &options)?;
+                let perplexity = perplexity(&mut model, &text, &PerplexityConfig::default())?;
+                let (storage, products) = (name.clone(), products.to_string());
+                qualities.push(Quality { storage, products, perplexity });
             }
             Ok::<_, Failure>(qualities)
         })?,
